@@ -1,0 +1,5 @@
+"""Installs tfinv; everything declarative is in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

@@ -1,0 +1,25 @@
+"""Transformations, one module each; training and evaluation call the same functions.
+
+A transformation module defines:
+
+    PARAMETER_SHAPE    shape of one parameter: () for a scalar, (2,) for a pair
+    UNIT               unit of the parameter for labels, such as "degrees"
+    apply(images, parameters, fill_value=0.0)    images [N, H, W, C], parameters [N, *PARAMETER_SHAPE]
+    sample(uniforms, low, high)    maps uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high
+    grid(step)         parameters of an evaluation sweep [M, *PARAMETER_SHAPE], identity included
+    contains(parameters, low, high)    which parameters [M, *PARAMETER_SHAPE] are within the range [M]
+"""
+
+from types import ModuleType
+
+from tfinv import registry
+
+
+def available() -> list[str]:
+    """Returns the names of all transformations."""
+    return registry.names(__name__)
+
+
+def get_transform(name: str) -> ModuleType:
+    """Returns the transformation module `name`; raises UsageError that lists the known ones."""
+    return registry.find(__name__, name, "transformation")

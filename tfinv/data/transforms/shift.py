@@ -1,0 +1,47 @@
+"""Translation by whole pixels; the parameter is (dx, dy) in pixels, right and down."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfinv.data import projective
+
+PARAMETER_SHAPE = (2,)
+UNIT = "pixels"
+
+
+def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0) -> tf.Tensor:
+    """Shifts each image by its own (dx, dy), bilinear for fractions of a pixel.
+
+    Args:
+        images: Floating point images [N, H, W, C].
+        parameters: Shifts (dx, dy) in pixels, right and down [N, 2].
+        fill_value: Value of the area that is uncovered.
+
+    Returns:
+        Shifted images [N, H, W, C].
+
+    Reference:
+        `tfa.image.translate` of tensorflow-addons 0.23, whose results it equals (tests/oracle).
+    """
+    shifts = tf.cast(parameters, tf.float32)
+    one, zero = tf.ones_like(shifts[:, 0]), tf.zeros_like(shifts[:, 0])
+    matrices = tf.stack([one, zero, -shifts[:, 0], zero, one, -shifts[:, 1], zero, zero], axis=-1)
+    return projective.resample(images, matrices, fill_value)
+
+
+def sample(uniforms: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """Maps uniforms in [0, 1) [N, 2] to whole shifts in [low, high) [N, 2]; low and high are [N]."""
+    low, high = low[:, tf.newaxis], high[:, tf.newaxis]
+    return tf.floor(low + uniforms * (high - low))
+
+
+def grid(step: float) -> np.ndarray:
+    """Diagonal shifts dx = dy [M, 2] from -20 to 20 pixels (excluded) every `step` pixels."""
+    diagonal = np.arange(-20.0, 20.0, step, dtype=np.float32)
+    return np.stack([diagonal, diagonal], axis=-1)
+
+
+def contains(parameters: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Tells which shifts [M, 2] lie in the square [low, high) x [low, high)."""
+    parameters = np.asarray(parameters)
+    return np.all((parameters >= low) & (parameters < high), axis=-1)
