@@ -5,8 +5,8 @@ A transformation module defines:
     PARAMETER_SHAPE    shape of one parameter: () for a scalar, (2,) for a pair
     UNIT               unit of the parameter for labels, such as "degrees"
     apply(images, parameters, fill_value=0.0)    images [N, H, W, C], parameters [N, *PARAMETER_SHAPE]
-    sample(uniforms, low, high)    maps uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high
-    grid(step)         parameters of an evaluation sweep [M, *PARAMETER_SHAPE], identity included
+    sample(uniforms, low, high)    uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high
+    grid(step)         parameters of an evaluation sweep [M, *PARAMETER_SHAPE], 0 (the identity) included
     contains(parameters, low, high)    which parameters [M, *PARAMETER_SHAPE] are within the range [M]
 """
 

@@ -41,13 +41,14 @@ def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0) -> 
 
 
 def sample(uniforms: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-    """Maps uniforms in [0, 1) [N] to angles in [low, high) [N]."""
+    """Maps uniforms in [0, 1) [N] to angles from low to high [N]; low and high are [N]."""
     return low + uniforms * (high - low)
 
 
 def grid(step: float) -> np.ndarray:
-    """Angles [M] from -180 (included) to 180 (excluded) every `step` degrees, 0 among them if 180/step is whole."""
-    return np.arange(-180.0, 180.0, step, dtype=np.float32)
+    """Angles [M] in [-180, 180): the multiples of `step` degrees."""
+    steps = 180.0 / step
+    return (np.arange(-math.floor(steps + 1e-6), math.ceil(steps - 1e-6)) * step).astype(np.float32)
 
 
 def contains(parameters: np.ndarray, low: float, high: float) -> np.ndarray:

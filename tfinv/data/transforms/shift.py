@@ -1,5 +1,7 @@
 """Translation by whole pixels; the parameter is (dx, dy) in pixels, right and down."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -30,18 +32,19 @@ def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0) -> 
 
 
 def sample(uniforms: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-    """Maps uniforms in [0, 1) [N, 2] to whole shifts in [low, high) [N, 2]; low and high are [N]."""
+    """Maps uniforms in [0, 1) [N, 2] to whole shifts in [low, high) [N, 2]; low and high are whole [N]."""
     low, high = low[:, tf.newaxis], high[:, tf.newaxis]
-    return tf.floor(low + uniforms * (high - low))
+    return low + tf.floor(uniforms * (high - low))  # floor(low + ...) could round up to high
 
 
 def grid(step: float) -> np.ndarray:
-    """Diagonal shifts dx = dy [M, 2] from -20 to 20 pixels (excluded) every `step` pixels."""
-    diagonal = np.arange(-20.0, 20.0, step, dtype=np.float32)
+    """Diagonal shifts dx = dy [M, 2] in [-20, 20): the multiples of `step` pixels."""
+    steps = 20.0 / step
+    diagonal = (np.arange(-math.floor(steps + 1e-6), math.ceil(steps - 1e-6)) * step).astype(np.float32)
     return np.stack([diagonal, diagonal], axis=-1)
 
 
 def contains(parameters: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Tells which shifts [M, 2] lie in the square [low, high) x [low, high)."""
+    """Tells which shifts [M, 2] lie in the square [low, high)^2; if low = high, which equal it."""
     parameters = np.asarray(parameters)
-    return np.all((parameters >= low) & (parameters < high), axis=-1)
+    return np.all((parameters == low) | ((parameters > low) & (parameters < high)), axis=-1)
