@@ -1,0 +1,158 @@
+"""Configurations as frozen dataclasses, and their JSON form.
+
+The dataclasses are the truth: command lines are generated from them and runs store them as config.json.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from tfinv.errors import UsageError
+
+ModelConfig = TypeVar("ModelConfig")
+
+
+def check_range(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
+    """Raises UsageError unless low <= value <= high."""
+    too_low, too_high = low is not None and not value >= low, high is not None and not value <= high
+    if too_low or too_high:
+        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        raise UsageError(
+            f"Invalid value for {name}. Expected {' and '.join(bounds)}. Received: {name}={value}"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained: Adam with an exponentially decaying learning rate."""
+
+    epochs: int = 10
+    """Passes over the training images, at least 0."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate at the first step."""
+    decay_rate: float = 1.0
+    """Factor on the learning rate every decay-steps steps (staircase)."""
+    decay_steps: int | None = None
+    """Steps between two decays; one epoch if not given."""
+    beta_1: float = 0.9
+    """Adam's decay of the first moment."""
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    """Arithmetic of the layers; mixed_bfloat16 is faster on processors that have it."""
+    validation_fraction: float = 0.0
+    """Part of the training images held out to choose the best epoch; 0 chooses by training loss."""
+    tensorboard: bool = False
+    """Write TensorBoard logs too (needs the extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        check_range("epochs", self.epochs, low=0)
+        check_range("batch_size", self.batch_size, low=1)
+        check_range("learning_rate", self.learning_rate, low=0.0)
+        check_range("decay_rate", self.decay_rate, low=0.0, high=1.0)
+        check_range("decay_steps", 1 if self.decay_steps is None else self.decay_steps, low=1)
+        check_range("beta_1", self.beta_1, low=0.0, high=0.9999)
+        check_range("validation_fraction", self.validation_fraction, low=0.0, high=0.9)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How thoroughly a model is evaluated."""
+
+    repeats: int = 20
+    """Passes over the test images, each with fresh random parameters, at least 1."""
+    grid_step: float = 5.0
+    """Distance of two points of the accuracy curve, in the unit of the transformation."""
+    curve_images: int | None = None
+    """Test images used for the curve; all if not given."""
+
+    def __post_init__(self) -> None:
+        check_range("repeats", self.repeats, low=1)
+        check_range("grid_step", self.grid_step, low=0.01)
+        check_range("curve_images", 1 if self.curve_images is None else self.curve_images, low=1)
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[ModelConfig]):
+    """One experiment: a model on a dataset under a protocol."""
+
+    model_name: str
+    """Module of tfinv.models that builds the network."""
+    preset: str
+    """Named configuration all other values start from."""
+    model: ModelConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    dataset: str = "mnist"
+    """Name of a dataset, or path of an .npz with x_train, y_train, x_test, y_test."""
+    protocol: str = "rotate-34"
+    """Which class is seen under which transformations."""
+    restricted_classes: tuple[int, ...] | None = None
+    """Classes seen in the restricted range only; the protocol's own if not given."""
+    excluded_classes: tuple[int, ...] | None = None
+    """Classes left out; the protocol's own if not given."""
+    seed: int = 0
+    """Seed of weights, order, parameters and dropout."""
+    limit: int | None = None
+    """Use only that many training and test images."""
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, low=0, high=2**31 - 1)
+        check_range("limit", 1 if self.limit is None else self.limit, low=1)
+
+    @property
+    def label(self) -> str:
+        """Name of the network in tables and run ids: the preset, if that names a network by itself."""
+        if self.preset == "article":
+            return self.model_name
+        return self.preset if self.preset.startswith(self.model_name) else f"{self.model_name}_{self.preset}"
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run directory."""
+        return f"{self.label}-{Path(self.dataset).stem}-{self.protocol}-s{self.seed}"
+
+
+def to_json(config: Any) -> str:
+    """Returns the JSON text of a dataclass."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(cls: Any, values: dict[str, Any]) -> Any:
+    """Rebuilds a (nested, possibly generic) dataclass from what `to_json` wrote.
+
+    Raises:
+        UsageError: If `values` has keys the dataclass does not know, or lacks required ones.
+    """
+    origin = typing.get_origin(cls) or cls
+    arguments = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(cls), strict=False))
+    hints = typing.get_type_hints(origin)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UsageError(
+            f"Unknown keys for {origin.__name__}. Expected some of {', '.join(hints)}. "
+            f"Received: {', '.join(unknown)}"
+        )
+    converted = {
+        key: _convert(arguments.get(hints[key], hints[key]), value) for key, value in values.items()
+    }
+    try:
+        return origin(**converted)
+    except TypeError as error:
+        raise UsageError(f"Incomplete {origin.__name__}: {error}") from None
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """JSON knows neither tuples nor dataclasses; the type hint does."""
+    if isinstance(hint, types.UnionType):
+        choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
+        return None if value is None else _convert(choices[0], value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_convert(typing.get_args(hint)[0], item) for item in value)
+    if dataclasses.is_dataclass(typing.get_origin(hint) or hint):
+        return from_dict(hint, value)
+    return value

@@ -1,0 +1,22 @@
+"""Datasets, transformations, protocols and the tf.data pipelines made of them."""
+
+from tfinv.data.dataset import Dataset
+from tfinv.data.datasets import load_dataset
+from tfinv.data.pipeline import batches, make_dataset, render, sample_parameters
+from tfinv.data.protocol import PROTOCOLS, Evaluation, Protocol, Range, Split, get_protocol, select
+
+__all__ = [
+    "PROTOCOLS",
+    "Dataset",
+    "Evaluation",
+    "Protocol",
+    "Range",
+    "Split",
+    "batches",
+    "get_protocol",
+    "load_dataset",
+    "make_dataset",
+    "render",
+    "sample_parameters",
+    "select",
+]

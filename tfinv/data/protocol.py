@@ -1,0 +1,199 @@
+"""Protocols: which class is seen under which transformations, as data.
+
+A protocol names a transformation and gives ranges of its parameter; the code that draws
+parameters and images from it is in pipeline.py and the same for all protocols.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from tfinv.data.dataset import Dataset
+from tfinv.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Parameters from `low` to `high`, for every component of the parameter alike."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise UsageError(f"Invalid range. Expected low < high. Received: low={self.low}, high={self.high}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One test: which images, drawn from which range.
+
+    Attributes:
+        description: What is measured, for tables.
+        classes: "all" images or those of the "restricted" classes.
+        range: Range of the parameter; None for the ranges of training.
+    """
+
+    description: str
+    classes: Literal["all", "restricted"]
+    range: Range | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Who sees what in training, and what is asked in the test.
+
+    Attributes:
+        name: Name, used in run ids.
+        transformation: Name of a module in tfinv.data.transforms.
+        free: Range of all classes but the restricted ones.
+        restricted_classes: Labels (of the dataset) that are seen in `restricted` only.
+        restricted: Range of the restricted classes.
+        excluded_classes: Labels (of the dataset) that are left out; the others are renumbered from 0.
+        evaluations: Tests by name of their metric.
+        pixel_range: Values of a black and of a white pixel.
+    """
+
+    name: str
+    transformation: str
+    free: Range
+    restricted_classes: tuple[int, ...]
+    restricted: Range
+    excluded_classes: tuple[int, ...] = ()
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+
+    def replace(
+        self,
+        restricted_classes: tuple[int, ...] | None = None,
+        excluded_classes: tuple[int, ...] | None = None,
+    ) -> "Protocol":
+        """Returns the protocol with other classes; None keeps its own."""
+        given = {"restricted_classes": restricted_classes, "excluded_classes": excluded_classes}
+        return dataclasses.replace(self, **{key: value for key, value in given.items() if value is not None})
+
+    def kept_classes(self, dataset: Dataset) -> tuple[int, ...]:
+        """Returns the labels of `dataset` that take part, in the order of their new numbers.
+
+        Raises:
+            UsageError: If a restricted class is excluded or not in the dataset, or fewer than two
+                classes are left.
+        """
+        kept = tuple(label for label in dataset.classes if label not in self.excluded_classes)
+        missing = [label for label in self.restricted_classes if label not in kept]
+        if missing:
+            raise UsageError(
+                f"Restricted classes must occur in the dataset and not be excluded. Expected classes of "
+                f"{dataset.name}: {_listed(kept)} (choose with --restricted-classes). "
+                f"Received: {_listed(missing)}"
+            )
+        if len(kept) < 2:
+            raise UsageError(
+                f"At least two classes are needed. {dataset.name} has {_listed(dataset.classes)}. "
+                f"Received: excluded_classes={_listed(self.excluded_classes)}"
+            )
+        return kept
+
+
+def _listed(labels) -> str:
+    return ", ".join(map(str, labels)) or "none"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a protocol's part of a dataset.
+
+    Attributes:
+        images: [N, H, W, C], as in the dataset.
+        labels: Renumbered labels [N], int32.
+        restricted: Which images are of a restricted class [N], bool.
+        class_names: The dataset's label of each renumbered one, as text.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    restricted: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def only(self, mask: np.ndarray) -> "Split":
+        """Returns the images where `mask` [N] is true."""
+        return Split(self.images[mask], self.labels[mask], self.restricted[mask], self.class_names)
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def select(
+    protocol: Protocol,
+    dataset: Dataset,
+    split: str,
+    validation_fraction: float = 0.0,
+    limit: int | None = None,
+) -> Split:
+    """Takes the protocol's classes from one part of a dataset.
+
+    Args:
+        protocol: The protocol.
+        dataset: The dataset.
+        split: "train", "validation" or "test"; the validation images are the last of the training ones.
+        validation_fraction: Part of the training images that is held out, 0..1.
+        limit: Keep at most that many images.
+
+    Raises:
+        UsageError: If `split` is unknown, or the classes do not fit (see `Protocol.kept_classes`).
+    """
+    if split not in SPLITS:
+        raise UsageError(f"Unknown split. Expected one of {', '.join(SPLITS)}. Received: split={split}")
+    kept = protocol.kept_classes(dataset)
+    part = "test" if split == "test" else "train"
+    all_labels = dataset.labels(part)
+    indices = np.flatnonzero(np.isin(all_labels, kept))
+    if part == "train":
+        held_out = round(len(indices) * validation_fraction)
+        cut = len(indices) - held_out
+        indices = indices[:cut] if split == "train" else indices[cut:]
+    labels = all_labels[indices[:limit]]
+    return Split(
+        images=dataset.images(part)[indices[:limit]],
+        labels=np.searchsorted(kept, labels).astype(np.int32),
+        restricted=np.isin(labels, protocol.restricted_classes),
+        class_names=tuple(map(str, kept)),
+    )
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="rotate-34",
+            transformation="rotation",
+            free=Range(0, 360),
+            restricted_classes=(3, 4),
+            restricted=Range(-45, 45),
+            excluded_classes=(6, 9),
+            evaluations={
+                "Ptest": Evaluation("all test images, training ranges", "all"),
+                "Pin": Evaluation("restricted classes within their range", "restricted", Range(-45, 45)),
+                "Pout": Evaluation("restricted classes outside it", "restricted", Range(45, 315)),
+                "Pinv": Evaluation("restricted classes about upside down", "restricted", Range(135, 225)),
+            },
+        ),
+    )
+}
+
+
+def get_protocol(name: str | Protocol) -> Protocol:
+    """Returns the protocol `name`; raises UsageError that lists the known ones."""
+    if isinstance(name, Protocol):
+        return name
+    if name not in PROTOCOLS:
+        raise UsageError(
+            f"Unknown protocol. Expected one of {', '.join(PROTOCOLS)}. Received: protocol={name}"
+        )
+    return PROTOCOLS[name]

@@ -1,0 +1,46 @@
+"""What every model file provides, beside its `build`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from tfinv.config import EvaluationConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named configuration: the network, its training and its evaluation."""
+
+    model: Any
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What `fit` optimises.
+
+    Attributes:
+        model: The model to fit; shares its weights with the prediction model.
+        loss: Loss by name of the output.
+        loss_weights: Weight of each loss by name of the output.
+        adapt: Maps a batch (images [N, H, W, C], labels [N]) to the (inputs, targets) of `model`.
+    """
+
+    model: keras.Model
+    loss: dict[str, keras.losses.Loss]
+    loss_weights: dict[str, float]
+    adapt: Callable[[Any, Any], tuple[Any, Any]]
+
+
+def classification(model: keras.Model) -> Objective:
+    """The default objective: cross entropy between labels and the output "scores" (probabilities)."""
+    return Objective(
+        model,
+        {"scores": keras.losses.SparseCategoricalCrossentropy()},
+        {"scores": 1.0},
+        lambda images, labels: (images, {"scores": labels}),
+    )

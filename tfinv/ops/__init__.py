@@ -1,0 +1,18 @@
+"""Capsule operations: squashing and routing."""
+
+from tfinv.ops.reference import length, squash
+from tfinv.ops.routing import (
+    IMPLEMENTATIONS,
+    dynamic_routing,
+    dynamic_routing_from_votes,
+    resolve_implementation,
+)
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "dynamic_routing",
+    "dynamic_routing_from_votes",
+    "length",
+    "resolve_implementation",
+    "squash",
+]

@@ -1,0 +1,80 @@
+"""Tidy result rows: one observation a row, the same columns everywhere."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tfinv.errors import UsageError
+
+COLUMNS = (
+    "run_id",
+    "model",
+    "dataset",
+    "protocol",
+    "seed",
+    "implementation",
+    "metric",
+    "label",
+    "parameter",
+    "in_training_range",
+    "value",
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a row comes from: its first columns."""
+
+    run_id: str
+    model: str
+    dataset: str
+    protocol: str
+    seed: int
+    implementation: str
+
+    def row(
+        self,
+        metric: str,
+        value: float,
+        label: str = "all",
+        parameter: float | None = None,
+        in_training_range: bool | None = None,
+    ) -> dict[str, Any]:
+        """Returns one row; `parameter` and `in_training_range` are None where they mean nothing."""
+        return {
+            **vars(self),
+            "metric": metric,
+            "label": label,
+            "parameter": parameter,
+            "in_training_range": in_training_range,
+            "value": value,
+        }
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Iterable[str] = COLUMNS) -> None:
+    """Writes rows as CSV, atomically: a reader or a full disk never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        pd.DataFrame(list(rows), columns=list(columns)).to_csv(partial, index=False)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Reads rows that `write_csv` wrote.
+
+    Raises:
+        UsageError: If the file is missing or lacks a column.
+    """
+    if not path.is_file():
+        raise UsageError(f"No results at {path}. Train or evaluate first.")
+    rows = pd.read_csv(path, dtype={"label": str, "in_training_range": "boolean"})
+    missing = [column for column in COLUMNS if column not in rows.columns]
+    if missing:
+        raise UsageError(f"Not a result table: {path} lacks {', '.join(missing)}. Evaluate again.")
+    return rows

@@ -1,0 +1,91 @@
+"""Run directories: one a configuration and seed, never overwritten by accident."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tfinv.config import RunConfig, to_json
+from tfinv.errors import UsageError
+
+CONFIG = "config.json"
+HISTORY = "history.csv"
+INVARIANCE = "invariance.csv"
+MODEL = "model.keras"
+BEST_MODEL = "best.keras"
+CHECKPOINT = "checkpoint.npz"
+EXPORT = "export"
+FIGURES = "figures"
+
+
+def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume: bool = False) -> None:
+    """Creates a run directory and writes its config.json.
+
+    Args:
+        directory: The run directory.
+        config: What is going to run.
+        overwrite: Delete an earlier run of that name.
+        resume: Go on with an earlier run; its configuration must be the same but for the epochs.
+
+    Raises:
+        UsageError: If a run exists and neither is given, both are, or the configuration differs.
+        OSError: If the directory cannot be written.
+    """
+    if overwrite and resume:
+        raise UsageError("Choose one of --overwrite and --resume.")
+    if directory.exists() and any(directory.iterdir()):
+        if not (directory / CONFIG).is_file():
+            raise UsageError(f"Not a run directory, so it is left alone: {directory} (no {CONFIG})")
+        if not (overwrite or resume):
+            raise UsageError(f"Run directory exists: {directory}. Use --resume, --overwrite or another --output.")
+        if resume:
+            _check_same(directory, config)
+        else:
+            shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).write_text(to_json(config))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Returns the configuration of a run as nested dicts.
+
+    Raises:
+        UsageError: If the directory holds no readable config.json.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise UsageError(f"Not a run directory: {directory} (no {CONFIG})")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"Damaged configuration: {path} ({error})") from None
+
+
+def _check_same(directory: Path, config: RunConfig) -> None:
+    old, new = _flat(read_config(directory)), _flat(json.loads(to_json(config)))
+    differing = [
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key != "training.epochs" and not key.startswith("evaluation.")
+    ]
+    if differing:
+        raise UsageError(f"Cannot resume {directory} with another configuration: {'; '.join(differing)}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def replace(config: RunConfig, **changes: Any) -> RunConfig:
+    """Returns a run configuration with other training or evaluation values (fields of either)."""
+    parts: dict[str, Any] = {}
+    for part in ("training", "evaluation"):
+        section = getattr(config, part)
+        own = {key: value for key, value in changes.items() if key in section.__dataclass_fields__}
+        parts[part] = dataclasses.replace(section, **own)
+        changes = {key: value for key, value in changes.items() if key not in own}
+    return dataclasses.replace(config, **parts, **changes)
