@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -198,8 +199,12 @@ def test_user_folder_comes_first(monkeypatch, tmp_path, where, form):
         write_npz(folder / "tiny.npz", ARRAYS)
     else:
         write_idx(folder, compress=form == "gz")
+    if where:  # another dataset's files beside the sub-folder are not looked at
+        (tmp_path / "data" / "train-images-idx3-ubyte").write_bytes(idx(ARRAYS["x_test"]))
     source = Fake("source", FOUND)
-    check(fetch.load(spec_of(source.source)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(fetch.load(spec_of(source.source)))
     assert source.calls == 0 and fetch.cache_path("tiny").exists()
 
 
