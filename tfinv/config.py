@@ -9,7 +9,9 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
 
 from tfinv.errors import UsageError
 
@@ -80,7 +82,7 @@ class EvaluationConfig:
 class RunConfig(Generic[ModelConfig]):
     """One experiment: a model on a dataset under a protocol."""
 
-    model_name: str
+    model_name: Annotated[str, tyro.conf.Suppress]
     """Module of tfinv.models that builds the network."""
     preset: str
     """Named configuration all other values start from."""

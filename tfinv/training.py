@@ -1,6 +1,7 @@
 """Training by `model.fit`, with checkpoints from which a killed run goes on bitwise the same."""
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -154,8 +155,8 @@ class Checkpoint(keras.callbacks.Callback):
             return 0
         variables = _state(model)
         try:
-            with np.load(path, allow_pickle=True) as stored:
-                history = stored["history"].tolist()
+            with np.load(path) as stored:
+                history = json.loads(str(stored["history"]))
                 values = [stored[f"variable_{index}"] for index in range(len(variables))]
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
@@ -185,7 +186,7 @@ class Checkpoint(keras.callbacks.Callback):
         values = {f"variable_{index}": np.asarray(v) for index, v in enumerate(_state(self.model))}
         try:
             with partial.open("wb") as file:
-                np.savez(file, history=np.array(self._history, dtype=object), **values)
+                np.savez(file, history=np.array(json.dumps(self._history)), **values)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What every model file provides, beside its `build`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -11,11 +11,20 @@ from tfinv.config import EvaluationConfig, TrainingConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A named configuration: the network, its training and its evaluation."""
+    """A named configuration: the network, its training and its evaluation.
+
+    Attributes:
+        model: Config of the model file.
+        training: Its training.
+        evaluation: Its evaluation.
+        article: What the article's authors measured for this very network, by metric; empty if nothing.
+        description: What the preset is for and what it costs.
+    """
 
     model: Any
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    article: Mapping[str, float] = field(default_factory=dict)
     description: str = ""
 
 

@@ -1,0 +1,160 @@
+"""Command lines generated from the configuration dataclasses, and how they end on bad input."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from tfinv.errors import UsageError
+
+def guarded(function: Callable[[], Any]) -> None:
+    """Calls `function`; bad input and full disks end in one line and exit code 2, without a traceback."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tfinv").setLevel(logging.INFO)
+    try:
+        function()
+    except UsageError as error:
+        _fail(str(error))
+    except OSError as error:
+        what = error.strerror or str(error)
+        where = f": {error.filename}" if error.filename else ""
+        _fail(f"{what}{where}. Finished work is kept; make room or choose another --output, then --resume.")
+    except KeyboardInterrupt:
+        print("Interrupted; --resume goes on from the last finished epoch.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def quiet_tensorflow() -> None:
+    """Keeps TensorFlow's start-up messages out of the way; to be called before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def train(model_name: str, default_preset: str, description: str, arguments: list[str] | None = None) -> None:
+    """Runs the command line of a training script.
+
+    The values of `--preset` become the defaults of all other options, so `--help --preset article`
+    shows that preset.
+
+    Args:
+        model_name: Module of tfinv.models.
+        default_preset: Preset without `--preset`.
+        description: Text of `--help`.
+        arguments: Command line; the process's own by default.
+    """
+    quiet_tensorflow()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    guarded(lambda: _train(model_name, default_preset, description, arguments))
+
+
+def _train(model_name: str, default_preset: str, description: str, arguments: list[str]) -> None:
+    from tfinv import experiment, models, training
+    from tfinv.config import RunConfig
+
+    module = models.get_model(model_name)
+    preset_name = _value_of("--preset", arguments) or default_preset
+    preset = models.get_preset(model_name, preset_name)
+    default = RunConfig(model_name, preset_name, preset.model, preset.training, preset.evaluation)
+
+    def launch(
+        config: RunConfig[module.Config] = default,  # type: ignore[name-defined]
+        output: Path = Path("saved_models"),
+        overwrite: bool = False,
+        resume: bool = False,
+        smoke: bool = False,
+    ) -> None:
+        """Trains.
+
+        Args:
+            config: The run.
+            output: Folder in which the run directory is made.
+            overwrite: Delete an earlier run of the same name first.
+            resume: Go on with an earlier run of the same name.
+            smoke: One short epoch on a few images through all stages, in under a minute.
+        """
+        training.make_deterministic(config.seed)
+        experiment.run(experiment.smoke(config) if smoke else config, output, overwrite, resume)
+
+    presets = "\n".join(
+        f"  {name}: {entry.description or 'a network of the article'}" for name, entry in module.PRESETS.items()
+    )
+    parse(launch, f"{description}\n\nPresets:\n{presets}", arguments)
+
+
+def parse(function: Callable[..., Any], description: str, arguments: list[str] | None = None) -> Any:
+    """Calls `function` with the command line that its signature describes."""
+    return tyro.cli(
+        function,
+        args=arguments,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}=")
+    return None
+
+
+def evaluate(description: str, arguments: list[str] | None = None) -> None:
+    """Runs the command line of the evaluation script; see `train` for the arguments."""
+    quiet_tensorflow()
+    guarded(lambda: _evaluate(description, arguments))
+
+
+def _evaluate(description: str, arguments: list[str] | None) -> None:
+    from tfinv import experiment
+    from tfinv.config import EvaluationConfig
+
+    def launch(
+        model: tyro.conf.Positional[Path],
+        protocol: str | None = None,
+        dataset: str | None = None,
+        options: EvaluationConfig = EvaluationConfig(),  # noqa: B008  frozen
+        seed: int = 0,
+        limit: int | None = None,
+        restricted_classes: tuple[int, ...] | None = None,
+        excluded_classes: tuple[int, ...] | None = None,
+        output: Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Evaluates.
+
+        Args:
+            model: Run directory, .keras file or SavedModel folder.
+            protocol: Protocol; by default the run's own, or rotate-34.
+            dataset: Dataset or path of an .npz; by default the run's own, or mnist.
+            options: How thoroughly.
+            seed: Seed of the random parameters.
+            limit: Use at most that many test images.
+            restricted_classes: Classes tested outside their range; by default the protocol's own.
+            excluded_classes: Classes left out; by default the protocol's own.
+            output: Folder for invariance.csv and figures/; nothing is written if not given.
+            overwrite: Replace an earlier evaluation in the output folder.
+        """
+        experiment.evaluate(
+            model,
+            protocol,
+            dataset,
+            options,
+            seed,
+            limit,
+            restricted_classes,
+            excluded_classes,
+            output,
+            overwrite,
+        )
+
+    parse(launch, description, arguments)

@@ -1,0 +1,212 @@
+"""Measures invariance: accuracy of any classifier under a protocol's transformations."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from rich.progress import track
+
+import tfinv.layers  # noqa: F401  registers the layers that a .keras file may contain
+from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
+from tfinv.data.transforms import get_transform
+from tfinv.errors import UsageError
+from tfinv.results import COLUMNS, Provenance
+
+BATCH_SIZE = 500
+
+Classify = Callable[[tf.Tensor, tf.Tensor], np.ndarray]
+
+
+def evaluate_invariance(
+    model: Any,
+    protocol: str | Protocol,
+    repeats: int = 20,
+    seed: int = 0,
+    data: str | Dataset = "mnist",
+    limit: int | None = None,
+    provenance: Provenance | None = None,
+) -> pd.DataFrame:
+    """Runs the protocol's tests (Ptest, Pin, Pout, Pinv for rotate-34).
+
+    Args:
+        model: A keras.Model, a path of a .keras file or SavedModel folder, or any callable that maps
+            images [N, H, W, C] float32 to scores [N, classes] (or a dict with "scores").
+        protocol: Name or Protocol.
+        repeats: Passes over the test images, each with fresh random parameters.
+        seed: Seed of the parameters.
+        data: Name, path of an .npz, or Dataset.
+        limit: Use at most that many test images.
+        provenance: First columns of the rows.
+
+    Returns:
+        Tidy rows: for each test the mean accuracy over the passes (metric "Ptest"), its variance
+        across passes ("Ptest_variance"), and the number of passes ("repeats").
+
+    Raises:
+        UsageError: If a name or path is unknown, or the classes do not fit the dataset.
+    """
+    protocol, split, provenance = _prepare(protocol, data, limit, provenance)
+    classify = _classifier(model, protocol, split)
+    rows = [provenance.row("repeats", repeats)]
+    passes: dict[str, list[float]] = {name: [] for name in protocol.evaluations}
+    for repeat in track(range(repeats), description="Invariance"):
+        for index, (name, test) in enumerate(protocol.evaluations.items()):
+            part = split if test.classes == "all" else split.only(split.restricted)
+            draw = repeat * len(protocol.evaluations) + index
+            parameters = sample_parameters(protocol, part.restricted, seed, draw, test.range)
+            passes[name].append(float(np.mean(_predict(classify, part, parameters) == part.labels)))
+    for name, test in protocol.evaluations.items():
+        values = np.array(passes[name])
+        rows.append(provenance.row(name, values.mean(), test.classes))
+        rows.append(provenance.row(f"{name}_variance", values.var(), test.classes))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def accuracy_curve(
+    model: Any,
+    protocol: str | Protocol,
+    step: float = 5.0,
+    data: str | Dataset = "mnist",
+    limit: int | None = None,
+    provenance: Provenance | None = None,
+) -> pd.DataFrame:
+    """Measures the accuracy of every class at every parameter of the transformation's grid.
+
+    Args:
+        model: As in `evaluate_invariance`.
+        protocol: Name or Protocol.
+        step: Distance of two grid points, in the unit of the transformation.
+        data: Name, path of an .npz, or Dataset.
+        limit: Use at most that many test images.
+        provenance: First columns of the rows.
+
+    Returns:
+        Tidy rows: metric "accuracy" for each class and parameter, and metric "taken_for:<class>" with
+        the share of a restricted class's images that is recognised as <class>.
+    """
+    protocol, split, provenance = _prepare(protocol, data, limit, provenance)
+    classify = _classifier(model, protocol, split)
+    transform = get_transform(protocol.transformation)
+    grid = transform.grid(step)
+    seen = {
+        restricted: transform.contains(grid, limits.low, limits.high)
+        for restricted, limits in ((False, protocol.free), (True, protocol.restricted))
+    }
+    rows = []
+    for index, parameter in enumerate(track(grid, description="Accuracy curve")):
+        predicted = _predict(classify, split, np.repeat(parameter[np.newaxis], len(split), axis=0))
+        scalar = float(np.ravel(parameter)[0])
+        for label, name in enumerate(split.class_names):
+            mask = split.labels == label
+            if not mask.any():
+                continue
+            restricted = bool(split.restricted[mask][0])
+            common = {"label": name, "parameter": scalar, "in_training_range": bool(seen[restricted][index])}
+            rows.append(provenance.row("accuracy", float(np.mean(predicted[mask] == label)), **common))
+            if restricted:
+                shares = np.bincount(predicted[mask], minlength=len(split.class_names)) / mask.sum()
+                rows += [
+                    provenance.row(f"taken_for:{other}", share, **common)
+                    for other, share in zip(split.class_names, shares, strict=False)
+                ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def load_model(path: str | Path) -> Any:
+    """Loads a .keras file or a SavedModel folder as a callable on images.
+
+    Raises:
+        UsageError: If there is nothing at `path`, or it cannot be read as a model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"No model at {path}. Expected a .keras file or a SavedModel folder.")
+    try:
+        if path.is_dir():
+            module = tf.saved_model.load(str(path))
+            signatures = module.signatures
+            module.tfinv_signature = signatures.get("classify") or signatures["serving_default"]
+            return module
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"Cannot read a model from {path}: {first_line}") from None
+
+
+def call_model(model: Any, images: tf.Tensor) -> dict[str, Any]:
+    """Calls any model on images; returns its outputs with the class scores under "scores"."""
+    if isinstance(model, keras.Model):
+        outputs = model(images, training=False)
+    elif hasattr(model, "tfinv_signature"):
+        name = next(iter(model.tfinv_signature.structured_input_signature[1]))
+        outputs = model.tfinv_signature(**{name: images})
+    else:
+        outputs = model(images)
+    if not isinstance(outputs, dict):
+        return {"scores": outputs}
+    if "scores" in outputs:
+        return outputs
+    if len(outputs) == 1:
+        return {"scores": next(iter(outputs.values()))}
+    raise UsageError(f'The model has no output "scores". Received: {", ".join(outputs)}')
+
+
+def _prepare(
+    protocol: str | Protocol, data: str | Dataset, limit: int | None, provenance: Provenance | None
+) -> tuple[Protocol, Split, Provenance]:
+    protocol = get_protocol(protocol)
+    dataset = load_dataset(data) if isinstance(data, str) else data
+    split = select(protocol, dataset, "test", limit=limit)
+    return protocol, split, provenance or Provenance("", "", dataset.name, protocol.name, 0, "")
+
+
+def _classifier(model: Any, protocol: Protocol, split: Split) -> Classify:
+    """Returns a function from raw images and parameters to class indices; one graph where possible."""
+    if isinstance(model, (str, Path)):
+        model = load_model(model)
+
+    def classify(images, parameters):
+        scores = call_model(model, render(protocol, images, parameters))["scores"]
+        return tf.argmax(scores, axis=-1)
+
+    if isinstance(model, keras.Model) or hasattr(model, "tfinv_signature"):
+        shape = get_transform(protocol.transformation).PARAMETER_SHAPE
+        signature = [
+            tf.TensorSpec((None, *split.images.shape[1:]), split.images.dtype),
+            tf.TensorSpec((None, *shape), tf.float32),
+        ]
+        classify = tf.function(classify, input_signature=signature, autograph=False)
+    _check_scores(model, protocol, split)
+    return lambda images, parameters: np.asarray(classify(images, parameters))
+
+
+def _check_scores(model: Any, protocol: Protocol, split: Split) -> None:
+    shape = get_transform(protocol.transformation).PARAMETER_SHAPE
+    images = render(protocol, tf.constant(split.images[:1]), tf.zeros((1, *shape)))
+    try:
+        scores = call_model(model, images)["scores"]
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"The model does not accept images of shape {images.shape}: {reason}") from error
+    if len(scores.shape) != 2 or scores.shape[-1] != len(split.class_names):
+        raise UsageError(
+            f"The model must give one score a class. Expected [N, {len(split.class_names)}] for the "
+            f"classes {', '.join(split.class_names)}. Received: scores.shape={tuple(scores.shape)}"
+        )
+
+
+def _predict(classify: Classify, split: Split, parameters) -> np.ndarray:
+    parameters = tf.convert_to_tensor(parameters)
+    return np.concatenate(list(_predicted_batches(classify, split, parameters)))
+
+
+def _predicted_batches(classify: Classify, split: Split, parameters: tf.Tensor) -> Iterator[np.ndarray]:
+    for start in range(0, len(split), BATCH_SIZE):
+        stop = start + BATCH_SIZE
+        yield classify(tf.constant(split.images[start:stop]), parameters[start:stop])

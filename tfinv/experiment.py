@@ -1,0 +1,175 @@
+"""A whole run: data, training, evaluation, figures, export; and the evaluation of any saved model."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from tfinv import evaluation, export, figures, models, ops, report, results, runs, training
+from tfinv.config import EvaluationConfig, RunConfig
+from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
+from tfinv.errors import UsageError
+from tfinv.results import Provenance
+
+# Inside and outside a +-45 degree range alike; columns of the reconstruction figure.
+_RECONSTRUCTION_COLUMNS = 12
+
+
+def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool = False) -> Path:
+    """Trains, evaluates, draws and exports one model.
+
+    Args:
+        config: The run.
+        output: Folder of run directories.
+        overwrite: Delete an earlier run of that name.
+        resume: Go on with an earlier run of that name.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UsageError: On any bad input; found before anything is written or deleted.
+        OSError: If something cannot be written; what was finished stays, for `resume`.
+    """
+    console = Console()
+    protocol = get_protocol(config.protocol).replace(config.restricted_classes, config.excluded_classes)
+    dataset = load_dataset(config.dataset)
+    test = select(protocol, dataset, "test", limit=config.limit)
+    if not len(select(protocol, dataset, "train", config.training.validation_fraction, config.limit)):
+        raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
+    directory = output / config.run_id
+    runs.prepare(directory, config, overwrite, resume)
+    console.print(f"Run {config.run_id}: {config.training.epochs} epochs, results in {directory}")
+    model = training.train(config, protocol, dataset, directory)
+    provenance = Provenance(
+        config.run_id,
+        config.label,
+        dataset.name,
+        protocol.name,
+        config.seed,
+        ops.resolve_implementation(getattr(config.model, "implementation", "auto")),
+    )
+    rows = _evaluate(model, protocol, dataset, config.evaluation, config.seed, config.limit, provenance)
+    results.write_csv(directory / runs.INVARIANCE, rows.to_dict("records"))
+    _draw(rows, protocol, directory / runs.FIGURES, model, test)
+    if (directory / runs.HISTORY).is_file():
+        history = pd.read_csv(directory / runs.HISTORY)
+        figures.save(figures.training_curves(history), directory / runs.FIGURES / "training.png")
+    export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
+    console.print(report.invariance_table(rows, protocol, _article(config), f"{config.run_id}"))
+    console.print("\n".join(f"  {path}" for path in sorted(directory.rglob("*")) if path.is_file()), style="dim")
+    return directory
+
+
+def evaluate(
+    model: Path,
+    protocol: str | None = None,
+    dataset: str | None = None,
+    options: EvaluationConfig = EvaluationConfig(),
+    seed: int = 0,
+    limit: int | None = None,
+    restricted_classes: tuple[int, ...] | None = None,
+    excluded_classes: tuple[int, ...] | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Evaluates a run directory, a .keras file or a SavedModel folder.
+
+    What is not given comes from the config.json of the run directory the model is in, if there is
+    one, and else is "rotate-34" on "mnist".
+
+    Args:
+        model: What to evaluate.
+        protocol: Name of the protocol.
+        dataset: Name of the dataset or path of an .npz.
+        options: How thoroughly.
+        seed: Seed of the parameters.
+        limit: Use at most that many test images.
+        restricted_classes: Classes tested outside their range; the protocol's own if None.
+        excluded_classes: Classes left out; the protocol's own if None.
+        output: Folder for invariance.csv and figures/; None writes nothing.
+        overwrite: Replace an earlier evaluation in `output`.
+
+    Returns:
+        Tidy rows.
+
+    Raises:
+        UsageError: On any bad input; found before anything is written.
+    """
+    directory = model if model.is_dir() else model.parent
+    if not (directory / runs.CONFIG).is_file() and (directory.parent / runs.CONFIG).is_file():
+        directory = directory.parent  # the export/ folder of a run
+    stored = runs.read_config(directory) if (directory / runs.CONFIG).is_file() else {}
+    if (model / runs.CONFIG).is_file():
+        model = model / runs.MODEL
+    if output is not None and (output / runs.INVARIANCE).exists() and not overwrite:
+        raise UsageError(f"Results exist: {output / runs.INVARIANCE}. Use --overwrite or another --output.")
+    chosen = get_protocol(protocol or stored.get("protocol", "rotate-34"))
+    chosen = chosen.replace(_classes(stored, "restricted_classes"), _classes(stored, "excluded_classes"))
+    chosen = chosen.replace(restricted_classes, excluded_classes)
+    data = load_dataset(dataset or stored.get("dataset", "mnist"))
+    loaded = evaluation.load_model(model)
+    label = directory.name if stored else model.stem
+    provenance = Provenance(label, label, data.name, chosen.name, seed, "")
+    rows = _evaluate(loaded, chosen, data, options, seed, limit, provenance)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        results.write_csv(output / runs.INVARIANCE, rows.to_dict("records"))
+        _draw(rows, chosen, output / runs.FIGURES)
+    article = _stored_article(stored)
+    Console().print(report.invariance_table(rows, chosen, article, label))
+    return rows
+
+
+def smoke(config: RunConfig) -> RunConfig:
+    """Returns a run of under a minute that goes through every stage."""
+    small = runs.replace(config, epochs=1, validation_fraction=0.0, repeats=1, grid_step=45.0, limit=600)
+    return dataclasses.replace(small, preset="smoke")
+
+
+def _evaluate(
+    model,
+    protocol: Protocol,
+    dataset: Dataset,
+    options: EvaluationConfig,
+    seed: int,
+    limit: int | None,
+    provenance: Provenance,
+) -> pd.DataFrame:
+    tests = evaluation.evaluate_invariance(
+        model, protocol, options.repeats, seed, dataset, limit, provenance
+    )
+    curve_limit = min(filter(None, (limit, options.curve_images)), default=None)
+    curve = evaluation.accuracy_curve(model, protocol, options.grid_step, dataset, curve_limit, provenance)
+    return pd.concat([tests.astype(object), curve.astype(object)], ignore_index=True)
+
+
+def _draw(rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None) -> None:
+    figures.save(figures.accuracy_against_parameter(rows, protocol), folder / "accuracy.png")
+    if protocol.restricted_classes:
+        figures.save(figures.taken_for(rows, protocol), folder / "taken_for.png")
+    if model is not None and test is not None and "reconstruction" in model.output and test.restricted.any():
+        parameters = evaluation.get_transform(protocol.transformation).grid(1.0)
+        columns = np.linspace(0, len(parameters), _RECONSTRUCTION_COLUMNS, endpoint=False).astype(int)
+        figure = figures.reconstructions(model, test, protocol, parameters[columns])
+        figures.save(figure, folder / "reconstructions.png")
+
+
+def _article(config: RunConfig) -> dict[str, float]:
+    preset = models.get_model(config.model_name).PRESETS.get(config.preset)
+    # The article's figures are for its protocol, on MNIST.
+    own = preset is not None and (config.dataset, config.protocol) == ("mnist", "rotate-34")
+    return dict(preset.article) if own else {}
+
+
+def _stored_article(stored: dict) -> dict[str, float]:
+    known = stored.get("model_name") in models.available()
+    presets = models.get_model(stored["model_name"]).PRESETS if known else {}
+    preset = presets.get(stored.get("preset"))
+    return dict(preset.article) if preset else {}
+
+
+def _classes(stored: dict, key: str) -> tuple[int, ...] | None:
+    return None if stored.get(key) is None else tuple(stored[key])

@@ -1,0 +1,174 @@
+"""Figures drawn from result tables (and, for reconstructions, from the model); saved, never shown."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tfinv.data import Protocol, Split, render
+from tfinv.data.transforms import get_transform
+from tfinv.evaluation import call_model
+
+# Okabe and Ito's colours, told apart by the colour-blind; line style and marker repeat the distinction.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+FREE = "#555555"
+SHADE = "#F2E6C2"
+
+
+def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
+    """Draws the accuracy of each restricted class, and of the free ones, against the parameter."""
+    accuracy = rows[rows.metric == "accuracy"].dropna(subset=["parameter"])
+    restricted = [str(label) for label in protocol.restricted_classes]
+    figure, axes = _axes(protocol)
+    free = accuracy[~accuracy.label.isin(restricted)].groupby("parameter").value
+    if len(free):
+        mean = free.mean()
+        axes.fill_between(mean.index, free.min(), free.max(), color="#BBBBBB", alpha=0.6, linewidth=0)
+        axes.plot(mean.index, mean, color=FREE, linestyle="--", label="other classes: mean, worst to best")
+    for index, label in enumerate(restricted):
+        curve = accuracy[accuracy.label == label].sort_values("parameter")
+        axes.plot(
+            curve.parameter,
+            curve.value,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=3.5,
+            linewidth=1.8,
+            label=f"class {label}",
+        )
+    axes.axhline(1 / accuracy.label.nunique(), color="black", linewidth=0.8, linestyle=":")
+    axes.annotate("chance", (axes.get_xlim()[0], 1 / accuracy.label.nunique()), (3, 3), fontsize=8,
+                  textcoords="offset points")  # fmt: skip
+    axes.set(ylabel="accuracy on test images", ylim=(-0.02, 1.02))
+    axes.set_title(_title(rows, "Accuracy against transformation"), fontsize=10)
+    # The curves fill the axes; below them the legend hides nothing.
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def taken_for(rows: pd.DataFrame, protocol: Protocol) -> Figure:
+    """Draws, for each restricted class, what its images are recognised as at each parameter."""
+    shares = rows[rows.metric.str.startswith("taken_for:")].copy()
+    shares["taken"] = shares.metric.str.removeprefix("taken_for:")
+    names = list(dict.fromkeys(shares.taken))
+    labels = list(dict.fromkeys(shares.label))
+    figure = Figure(figsize=(7.2, 1.1 + 2.2 * len(labels)), layout="constrained")
+    grid = figure.subplots(len(labels), squeeze=False, sharex=True)[:, 0]
+    image = None
+    for axes, label in zip(grid, labels, strict=True):
+        table = shares[shares.label == label].pivot(index="taken", columns="parameter", values="value")
+        parameters, table = table.columns.to_numpy(), table.loc[names]
+        image = axes.pcolormesh(parameters, np.arange(len(names)), table, vmin=0, vmax=1, cmap="cividis")
+        axes.set_yticks(np.arange(len(names)), names)
+        axes.set_ylabel(f"class {label} taken for")
+        for edge in (protocol.restricted.low, protocol.restricted.high):
+            axes.axvline(edge, color="white", linestyle="--", linewidth=1.2)
+    grid[-1].set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]; dashed: training range of these classes")
+    if image is not None:
+        figure.colorbar(image, ax=list(grid), label="share of images")
+    figure.suptitle(_title(rows, "What restricted classes are taken for"), fontsize=10)
+    return figure
+
+
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Draws losses and accuracies against the epoch."""
+    figure = Figure(figsize=(7.2, 3), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, key in zip(panels, ("loss", "accuracy"), strict=True):
+        columns = [column for column in history.columns if column.endswith(key)]
+        for index, column in enumerate(columns):
+            axes.plot(
+                history.epoch,
+                history[column],
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                label=column.replace("_", " "),
+            )
+        axes.set(xlabel="epoch", ylabel=key)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=8)
+    panels[0].set_yscale("log")
+    figure.suptitle(f"Training of {history.run_id.iloc[0]}", fontsize=10)
+    return figure
+
+
+def reconstructions(model: Any, split: Split, protocol: Protocol, grid: np.ndarray) -> Figure:
+    """Draws inputs above and the decoder's outputs below, for one image of each restricted class.
+
+    Args:
+        model: A model with the output "reconstruction".
+        split: Test images.
+        protocol: Gives the transformation and the training range.
+        grid: Parameters [M, *PARAMETER_SHAPE], one column each.
+    """
+    transform = get_transform(protocol.transformation)
+    seen = transform.contains(grid, protocol.restricted.low, protocol.restricted.high)
+    restricted = [label for label in dict.fromkeys(split.labels.tolist()) if _is_restricted(split, label)]
+    figure = Figure(figsize=(0.75 * len(grid) + 0.9, 1.75 * len(restricted) + 0.6), layout="constrained")
+    axes = figure.subplots(2 * len(restricted), len(grid), squeeze=False)
+    for row, label in enumerate(sorted(restricted)):
+        image = split.images[np.flatnonzero(split.labels == label)[:1]]
+        inputs = render(protocol, tf.constant(np.repeat(image, len(grid), axis=0)), tf.constant(grid))
+        outputs = call_model(model, inputs)
+        predicted = np.argmax(outputs["scores"], axis=-1)
+        for column, parameter in enumerate(grid):
+            upper, lower = axes[2 * row, column], axes[2 * row + 1, column]
+            _picture(upper, np.asarray(inputs[column]), protocol, seen[column])
+            _picture(lower, np.asarray(outputs["reconstruction"][column]), protocol, seen[column])
+            upper.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
+            lower.set_xlabel(f"“{split.class_names[predicted[column]]}”", fontsize=8, labelpad=1)
+        axes[2 * row, 0].set_ylabel("input", fontsize=8)
+        axes[2 * row + 1, 0].set_ylabel("decoded", fontsize=8)
+    figure.suptitle(
+        f"Reconstructions by {protocol.transformation} [{_unit(protocol)}]; framed in orange: never seen in "
+        "training; in quotes: recognised as",
+        fontsize=9,
+    )
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG and closes nothing: no global state is involved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"savefig.facecolor": "white"}):
+        figure.savefig(path, dpi=150)
+
+
+def _axes(protocol: Protocol) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(protocol.restricted.low, protocol.restricted.high, color=SHADE, zorder=0,
+                 label="training range of the restricted classes")  # fmt: skip
+    axes.set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]")
+    if protocol.transformation == "rotation":
+        axes.set_xticks(np.arange(-180, 181, 45))
+        axes.set_xlim(-180, 180)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    return figure, axes
+
+
+def _unit(protocol: Protocol) -> str:
+    return get_transform(protocol.transformation).UNIT
+
+
+def _title(rows: pd.DataFrame, text: str) -> str:
+    names = ", ".join(str(name) for name in rows.run_id.dropna().unique())
+    return f"{text}\n{names}" if names else text
+
+
+def _is_restricted(split: Split, label: int) -> bool:
+    return bool(split.restricted[split.labels == label][0])
+
+
+def _picture(axes: Axes, image: np.ndarray, protocol: Protocol, seen: bool) -> None:
+    black, white = protocol.pixel_range
+    axes.imshow(image.squeeze(), cmap="gray", vmin=black, vmax=white)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color="#333333" if seen else COLOURS[0], linewidth=1 if seen else 2)
