@@ -1,8 +1,10 @@
 """Command lines generated from the configuration dataclasses, and how they end on bad input."""
 
+import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,24 @@ def _fail(message: str) -> None:
 
 
 def quiet_tensorflow() -> None:
-    """Keeps TensorFlow's start-up messages out of the way; to be called before it is imported."""
+    """Imports TensorFlow without its start-up messages, which go straight to the terminal's descriptor.
+
+    They are shown after all if the import fails.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        except BaseException:
+            messages.seek(0)
+            os.write(terminal, messages.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def train(model_name: str, default_preset: str, description: str, arguments: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import tfinv.layers  # noqa: F401  registers the layers that a .keras file may c
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
-from tfinv.results import COLUMNS, Provenance
+from tfinv.results import Provenance, to_frame
 
 BATCH_SIZE = 500
 
@@ -63,7 +63,7 @@ def evaluate_invariance(
         values = np.array(passes[name])
         rows.append(provenance.row(name, values.mean(), test.classes))
         rows.append(provenance.row(f"{name}_variance", values.var(), test.classes))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return to_frame(rows)
 
 
 def accuracy_curve(
@@ -113,7 +113,7 @@ def accuracy_curve(
                     provenance.row(f"taken_for:{other}", share, **common)
                     for other, share in zip(split.class_names, shares, strict=False)
                 ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return to_frame(rows)
 
 
 def load_model(path: str | Path) -> Any:

@@ -10,6 +10,7 @@ from rich.console import Console
 from tfinv import evaluation, export, figures, models, ops, report, results, runs, training
 from tfinv.config import EvaluationConfig, RunConfig
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
+from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 from tfinv.results import Provenance
 
@@ -39,6 +40,7 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
     test = select(protocol, dataset, "test", limit=config.limit)
     if not len(select(protocol, dataset, "train", config.training.validation_fraction, config.limit)):
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
+    implementation = ops.resolve_implementation(getattr(config.model, "implementation", "auto"))
     directory = output / config.run_id
     runs.prepare(directory, config, overwrite, resume)
     console.print(f"Run {config.run_id}: {config.training.epochs} epochs, results in {directory}")
@@ -49,7 +51,7 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         dataset.name,
         protocol.name,
         config.seed,
-        ops.resolve_implementation(getattr(config.model, "implementation", "auto")),
+        implementation,
     )
     rows = _evaluate(model, protocol, dataset, config.evaluation, config.seed, config.limit, provenance)
     results.write_csv(directory / runs.INVARIANCE, rows.to_dict("records"))
@@ -143,7 +145,7 @@ def _evaluate(
     )
     curve_limit = min(filter(None, (limit, options.curve_images)), default=None)
     curve = evaluation.accuracy_curve(model, protocol, options.grid_step, dataset, curve_limit, provenance)
-    return pd.concat([tests.astype(object), curve.astype(object)], ignore_index=True)
+    return pd.concat([tests, curve], ignore_index=True)
 
 
 def _draw(rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None) -> None:
@@ -151,7 +153,7 @@ def _draw(rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test
     if protocol.restricted_classes:
         figures.save(figures.taken_for(rows, protocol), folder / "taken_for.png")
     if model is not None and test is not None and "reconstruction" in model.output and test.restricted.any():
-        parameters = evaluation.get_transform(protocol.transformation).grid(1.0)
+        parameters = get_transform(protocol.transformation).grid(1.0)
         columns = np.linspace(0, len(parameters), _RECONSTRUCTION_COLUMNS, endpoint=False).astype(int)
         figure = figures.reconstructions(model, test, protocol, parameters[columns])
         figures.save(figure, folder / "reconstructions.png")

@@ -55,6 +55,12 @@ class Provenance:
         }
 
 
+def to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Returns rows as a table, with the types that `read_csv` gives."""
+    types = {"parameter": "float64", "in_training_range": "boolean", "value": "float64"}
+    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(types)
+
+
 def write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Iterable[str] = COLUMNS) -> None:
     """Writes rows as CSV, atomically: a reader or a full disk never sees half a file."""
     partial = path.with_name(path.name + ".partial")

@@ -6,6 +6,7 @@ Reference:
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import keras
 from keras import layers
@@ -35,7 +36,7 @@ class Config:
     """Components of a class capsule's pose."""
     num_iterations: int = 3
     """Routing iterations."""
-    implementation: str = "auto"
+    implementation: Literal["auto", "reference", "fused"] = "auto"
     """Routing implementation: auto, reference or fused."""
     decoder_units: tuple[int, ...] = (512, 1024)
     """Units of the decoder's hidden layers; empty for no decoder."""

@@ -4,6 +4,7 @@ import logging
 from functools import cache
 from typing import Literal
 
+from tfinv.errors import UsageError
 from tfinv.ops import reference
 
 Implementation = Literal["auto", "reference", "fused"]
@@ -24,7 +25,7 @@ def resolve_implementation(implementation: str = "auto") -> str:
 
     Raises:
         ValueError: If the value is none of the three.
-        RuntimeError: If "fused" is asked for and no fused op is built.
+        UsageError: If "fused" is asked for and no fused op is built.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -32,7 +33,7 @@ def resolve_implementation(implementation: str = "auto") -> str:
             f"Received: implementation={implementation}"
         )
     if implementation == "fused":
-        raise RuntimeError(
+        raise UsageError(
             "No fused routing op is available: this version of tfinv contains none. "
             "Use implementation='reference' or 'auto'."
         )
@@ -58,7 +59,7 @@ def dynamic_routing(
 
     Raises:
         ValueError: If ranks or sizes do not fit, or `num_iterations` < 1.
-        RuntimeError: If "fused" is asked for and absent.
+        UsageError: If "fused" is asked for and absent.
 
     Reference:
         Sabour et al. 2017, "Dynamic Routing Between Capsules", procedure 1.
@@ -92,7 +93,7 @@ def dynamic_routing_from_votes(
 
     Raises:
         ValueError: If the rank of `votes` or `bias` does not fit, or `num_iterations` < 1.
-        RuntimeError: If "fused" is asked for and absent.
+        UsageError: If "fused" is asked for and absent.
     """
     _check_rank("votes", votes, "[B, I, J, D]")
     _check_iterations(num_iterations)
