@@ -13,6 +13,7 @@ import tyro
 
 from tfinv.errors import UsageError
 
+
 def guarded(function: Callable[[], Any]) -> None:
     """Calls `function`; bad input and full disks end in one line and exit code 2, without a traceback."""
     logging.basicConfig(format="%(message)s")
@@ -102,7 +103,8 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
         experiment.run(experiment.smoke(config) if smoke else config, output, overwrite, resume)
 
     presets = "\n".join(
-        f"  {name}: {entry.description or 'a network of the article'}" for name, entry in module.PRESETS.items()
+        f"  {name}: {entry.description or 'a network of the article'}"
+        for name, entry in module.PRESETS.items()
     )
     parse(launch, f"{description}\n\nPresets:\n{presets}", arguments)
 

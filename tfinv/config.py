@@ -139,9 +139,7 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
             f"Unknown keys for {origin.__name__}. Expected some of {', '.join(hints)}. "
             f"Received: {', '.join(unknown)}"
         )
-    converted = {
-        key: _convert(arguments.get(hints[key], hints[key]), value) for key, value in values.items()
-    }
+    converted = {key: _convert(arguments.get(hints[key], hints[key]), value) for key, value in values.items()}
     try:
         return origin(**converted)
     except TypeError as error:

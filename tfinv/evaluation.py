@@ -105,12 +105,12 @@ def accuracy_curve(
             if not mask.any():
                 continue
             restricted = bool(split.restricted[mask][0])
-            common = {"label": name, "parameter": scalar, "in_training_range": bool(seen[restricted][index])}
-            rows.append(provenance.row("accuracy", float(np.mean(predicted[mask] == label)), **common))
+            place = (name, scalar, bool(seen[restricted][index]))
+            rows.append(provenance.row("accuracy", float(np.mean(predicted[mask] == label)), *place))
             if restricted:
                 shares = np.bincount(predicted[mask], minlength=len(split.class_names)) / mask.sum()
                 rows += [
-                    provenance.row(f"taken_for:{other}", share, **common)
+                    provenance.row(f"taken_for:{other}", share, *place)
                     for other, share in zip(split.class_names, shares, strict=False)
                 ]
     return to_frame(rows)

@@ -54,14 +54,19 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         implementation,
     )
     rows = _evaluate(model, protocol, dataset, config.evaluation, config.seed, config.limit, provenance)
-    results.write_csv(directory / runs.INVARIANCE, rows.to_dict("records"))
+    results.write_csv(directory / runs.INVARIANCE, rows)
     _draw(rows, protocol, directory / runs.FIGURES, model, test)
     if (directory / runs.HISTORY).is_file():
         history = pd.read_csv(directory / runs.HISTORY)
         figures.save(figures.training_curves(history), directory / runs.FIGURES / "training.png")
     export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
     console.print(report.invariance_table(rows, protocol, _article(config), f"{config.run_id}"))
-    console.print("\n".join(f"  {path}" for path in sorted(directory.rglob("*")) if path.is_file()), style="dim")
+    written = [
+        path.relative_to(directory)
+        for folder in (".", runs.FIGURES)
+        for path in (directory / folder).iterdir()
+    ]
+    console.print(f"In {directory}: {', '.join(sorted(map(str, written)))}")
     return directory
 
 
@@ -69,7 +74,7 @@ def evaluate(
     model: Path,
     protocol: str | None = None,
     dataset: str | None = None,
-    options: EvaluationConfig = EvaluationConfig(),
+    options: EvaluationConfig | None = None,
     seed: int = 0,
     limit: int | None = None,
     restricted_classes: tuple[int, ...] | None = None,
@@ -86,7 +91,7 @@ def evaluate(
         model: What to evaluate.
         protocol: Name of the protocol.
         dataset: Name of the dataset or path of an .npz.
-        options: How thoroughly.
+        options: How thoroughly; the defaults of EvaluationConfig if None.
         seed: Seed of the parameters.
         limit: Use at most that many test images.
         restricted_classes: Classes tested outside their range; the protocol's own if None.
@@ -115,10 +120,10 @@ def evaluate(
     loaded = evaluation.load_model(model)
     label = directory.name if stored else model.stem
     provenance = Provenance(label, label, data.name, chosen.name, seed, "")
-    rows = _evaluate(loaded, chosen, data, options, seed, limit, provenance)
+    rows = _evaluate(loaded, chosen, data, options or EvaluationConfig(), seed, limit, provenance)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        results.write_csv(output / runs.INVARIANCE, rows.to_dict("records"))
+        results.write_csv(output / runs.INVARIANCE, rows)
         _draw(rows, chosen, output / runs.FIGURES)
     article = _stored_article(stored)
     Console().print(report.invariance_table(rows, chosen, article, label))
@@ -140,15 +145,15 @@ def _evaluate(
     limit: int | None,
     provenance: Provenance,
 ) -> pd.DataFrame:
-    tests = evaluation.evaluate_invariance(
-        model, protocol, options.repeats, seed, dataset, limit, provenance
-    )
+    tests = evaluation.evaluate_invariance(model, protocol, options.repeats, seed, dataset, limit, provenance)
     curve_limit = min(filter(None, (limit, options.curve_images)), default=None)
     curve = evaluation.accuracy_curve(model, protocol, options.grid_step, dataset, curve_limit, provenance)
     return pd.concat([tests, curve], ignore_index=True)
 
 
-def _draw(rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None) -> None:
+def _draw(
+    rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None
+) -> None:
     figures.save(figures.accuracy_against_parameter(rows, protocol), folder / "accuracy.png")
     if protocol.restricted_classes:
         figures.save(figures.taken_for(rows, protocol), folder / "taken_for.png")

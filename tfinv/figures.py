@@ -69,7 +69,10 @@ def taken_for(rows: pd.DataFrame, protocol: Protocol) -> Figure:
         axes.set_ylabel(f"class {label} taken for")
         for edge in (protocol.restricted.low, protocol.restricted.high):
             axes.axvline(edge, color="white", linestyle="--", linewidth=1.2)
-    grid[-1].set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]; dashed: training range of these classes")
+        _full_turn(axes, protocol)
+    grid[-1].set_xlabel(
+        f"{protocol.transformation} [{_unit(protocol)}]; dashed: training range of these classes"
+    )
     if image is not None:
         figure.colorbar(image, ax=list(grid), label="share of images")
     figure.suptitle(_title(rows, "What restricted classes are taken for"), fontsize=10)
@@ -146,11 +149,15 @@ def _axes(protocol: Protocol) -> tuple[Figure, Axes]:
     axes.axvspan(protocol.restricted.low, protocol.restricted.high, color=SHADE, zorder=0,
                  label="training range of the restricted classes")  # fmt: skip
     axes.set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]")
+    _full_turn(axes, protocol)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    return figure, axes
+
+
+def _full_turn(axes: Axes, protocol: Protocol) -> None:
     if protocol.transformation == "rotation":
         axes.set_xticks(np.arange(-180, 181, 45))
         axes.set_xlim(-180, 180)
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    return figure, axes
 
 
 def _unit(protocol: Protocol) -> str:

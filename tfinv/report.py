@@ -20,17 +20,17 @@ def invariance_table(
         title: Heading.
     """
     values = rows.set_index("metric").value
-    table = Table(title=title)
-    for heading in ("test", "mean", "variance over passes", "article"):
-        table.add_column(heading, justify="left" if heading == "test" else "right")
+    repeats = f"{values['repeats']:.0f}"
+    table = Table(
+        title=title, caption=f"mean and variance over {repeats} passes with fresh random parameters"
+    )
+    table.add_column("test")
     table.add_column("what")
+    table.add_column("mean", justify="right")
+    table.add_column("variance", justify="right")
+    if article:
+        table.add_column("article", justify="right")
     for name, test in protocol.evaluations.items():
-        table.add_row(
-            name,
-            f"{values[name]:.5f}",
-            f"{values[f'{name}_variance']:.1e}",
-            f"{article[name]:.5f}" if name in article else "-",
-            test.description,
-        )
-    table.caption = f"{values['repeats']:.0f} passes with fresh random parameters"
+        cells = [name, test.description, f"{values[name]:.4f}", f"{values[f'{name}_variance']:.1e}"]
+        table.add_row(*cells, *([f"{article[name]:.4f}"] if name in article else []))
     return table

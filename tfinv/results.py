@@ -61,11 +61,11 @@ def to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(types)
 
 
-def write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Iterable[str] = COLUMNS) -> None:
-    """Writes rows as CSV, atomically: a reader or a full disk never sees half a file."""
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table as CSV, atomically: neither a reader nor a full disk ever sees half a file."""
     partial = path.with_name(path.name + ".partial")
     try:
-        pd.DataFrame(list(rows), columns=list(columns)).to_csv(partial, index=False)
+        table.to_csv(partial, index=False)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UsageError(f"No results at {path}. Train or evaluate first.")
-    rows = pd.read_csv(path, dtype={"label": str, "in_training_range": "boolean"})
+    rows = pd.read_csv(path, dtype={"label": "str", "in_training_range": "boolean"})
     missing = [column for column in COLUMNS if column not in rows.columns]
     if missing:
         raise UsageError(f"Not a result table: {path} lacks {', '.join(missing)}. Evaluate again.")

@@ -38,7 +38,9 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
         if not (directory / CONFIG).is_file():
             raise UsageError(f"Not a run directory, so it is left alone: {directory} (no {CONFIG})")
         if not (overwrite or resume):
-            raise UsageError(f"Run directory exists: {directory}. Use --resume, --overwrite or another --output.")
+            raise UsageError(
+                f"Run directory exists: {directory}. Use --resume, --overwrite or another --output."
+            )
         if resume:
             _check_same(directory, config)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from tfinv import models, results, runs
@@ -177,16 +178,17 @@ class Checkpoint(keras.callbacks.Callback):
         self._history.append(row)
         if improved:
             save_model(self._prediction_model, self._directory / runs.BEST_MODEL)
-        results.write_csv(self._directory / runs.HISTORY, self._history, columns=row)
+        results.write_csv(self._directory / runs.HISTORY, pd.DataFrame(self._history))
         self._save()
 
     def _save(self) -> None:
         path = self._directory / runs.CHECKPOINT
         partial = path.with_name(f"partial-{path.name}")
         values = {f"variable_{index}": np.asarray(v) for index, v in enumerate(_state(self.model))}
+        values["history"] = np.array(json.dumps(self._history))
         try:
             with partial.open("wb") as file:
-                np.savez(file, history=np.array(json.dumps(self._history)), **values)
+                np.savez(file, allow_pickle=False, **values)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -99,9 +99,8 @@ def make_dataset(
     protocol = get_protocol(protocol)
     dataset = load_dataset(data) if isinstance(data, str) else data
     part = select(protocol, dataset, split, validation_fraction, limit)
-    return batches(
-        protocol, part, batch_size, seed, epochs, start_epoch, split == "train" if shuffle is None else shuffle
-    )
+    shuffle = split == "train" if shuffle is None else shuffle
+    return batches(protocol, part, batch_size, seed, epochs, start_epoch, shuffle)
 
 
 def batches(

@@ -24,7 +24,9 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise UsageError(f"Invalid range. Expected low < high. Received: low={self.low}, high={self.high}")
+            raise UsageError(
+                f"Invalid range. Expected low < high. Received: low={self.low}, high={self.high}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,11 @@ class Protocol:
         excluded_classes: tuple[int, ...] | None = None,
     ) -> "Protocol":
         """Returns the protocol with other classes; None keeps its own."""
-        given = {"restricted_classes": restricted_classes, "excluded_classes": excluded_classes}
-        return dataclasses.replace(self, **{key: value for key, value in given.items() if value is not None})
+        return dataclasses.replace(
+            self,
+            restricted_classes=self.restricted_classes if restricted_classes is None else restricted_classes,
+            excluded_classes=self.excluded_classes if excluded_classes is None else excluded_classes,
+        )
 
     def kept_classes(self, dataset: Dataset) -> tuple[int, ...]:
         """Returns the labels of `dataset` that take part, in the order of their new numbers.

@@ -73,5 +73,6 @@ class ClassMask(keras.layers.Layer):
         return ops.reshape(poses * ops.expand_dims(mask, -1), (-1, parents * pose_dim))
 
     def compute_output_shape(self, input_shape):
-        batch, parents, pose_dim = input_shape[0] if isinstance(input_shape[0], (list, tuple)) else input_shape
+        with_labels = isinstance(input_shape[0], (list, tuple))
+        batch, parents, pose_dim = input_shape[0] if with_labels else input_shape
         return (batch, parents * pose_dim)

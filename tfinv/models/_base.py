@@ -23,7 +23,7 @@ class Preset:
 
     model: Any
     training: TrainingConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     article: Mapping[str, float] = field(default_factory=dict)
     description: str = ""
 

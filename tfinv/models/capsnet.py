@@ -4,6 +4,7 @@ Reference:
     Sabour et al. 2017, "Dynamic Routing Between Capsules", figures 1 and 2.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ from keras import layers
 from tfinv.config import EvaluationConfig, TrainingConfig
 from tfinv.layers import ClassMask, Length, PrimaryCapsules, RoutingCapsules
 from tfinv.losses import MarginLoss
-from tfinv.models._base import Objective, Preset
+from tfinv.models._base import Objective, Preset, classification
 
 # The paper sums squared errors over 784 pixels and scales by 0.0005; on the mean that is 0.392.
 RECONSTRUCTION_WEIGHT = 0.392
@@ -45,10 +46,12 @@ class Config:
 def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     """Builds the network; see tfinv.models for the contract."""
     images = keras.Input(input_shape, name="images")
-    maps = layers.Conv2D(config.conv_filters, config.kernel_size, activation="relu", name="convolution")(images)
+    convolution = layers.Conv2D(
+        config.conv_filters, config.kernel_size, activation="relu", name="convolution"
+    )
     primary = PrimaryCapsules(
         config.primary_channels, config.primary_pose_dim, config.kernel_size, name="primary_capsules"
-    )(maps)
+    )(convolution(images))
     poses = RoutingCapsules(
         num_classes,
         config.class_pose_dim,
@@ -75,9 +78,7 @@ def _decoder(hidden: tuple[int, ...], code_size: int, image_shape: tuple[int, in
 def objective(model: keras.Model) -> Objective:
     """Margin loss, plus the error of the image decoded from the capsule of the true class."""
     if "reconstruction" not in model.output:
-        return Objective(
-            model, {"scores": MarginLoss()}, {"scores": 1.0}, lambda images, labels: (images, {"scores": labels})
-        )
+        return dataclasses.replace(classification(model), loss={"scores": MarginLoss()})
     labels = keras.Input((), dtype="int32", name="labels")
     poses = model.get_layer("class_capsules").output
     reconstruction = model.get_layer("decoder")(ClassMask(name="label_mask")([poses, labels]))
@@ -101,7 +102,7 @@ PRESETS = {
     "quick": Preset(
         Config(conv_filters=64, primary_channels=8, decoder_units=(128, 256)),
         TrainingConfig(epochs=5, batch_size=100, learning_rate=2e-3, decay_rate=0.6),
-        EvaluationConfig(repeats=10),
+        EvaluationConfig(repeats=10, curve_images=2000),
         description="the article's topology, narrower; under 10 minutes on 2 cores",
     ),
     "article": Preset(

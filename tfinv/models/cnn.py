@@ -5,6 +5,7 @@ authors' experiments, in which a convolution is 4x4 with stride 2 unless stated.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import layers
@@ -16,15 +17,15 @@ from tfinv.models._base import Preset
 
 @dataclass(frozen=True)
 class Config:
-    """Architecture of a convolutional network; the tuples have one entry a convolution."""
+    """Architecture of a convolutional network; one entry a convolution, or one for all of them."""
 
     filters: tuple[int, ...] = (64, 128)
     """Feature maps of each convolution."""
-    kernel_sizes: tuple[int, ...] = (4, 4)
+    kernel_sizes: tuple[int, ...] = (4,)
     """Side of each kernel."""
-    strides: tuple[int, ...] = (2, 2)
+    strides: tuple[int, ...] = (2,)
     """Stride of each convolution."""
-    pool_sizes: tuple[int, ...] = (1, 1)
+    pool_sizes: tuple[int, ...] = (1,)
     """Side of the max pooling (stride 1) behind each convolution; 1 for none."""
     batch_normalization: bool = False
     """Normalise behind each convolution's activation."""
@@ -36,20 +37,29 @@ class Config:
     """Slope of LeakyReLU below zero."""
 
     def __post_init__(self) -> None:
-        lengths = {len(self.filters), len(self.kernel_sizes), len(self.strides), len(self.pool_sizes)}
-        if len(lengths) != 1:
-            raise UsageError(
-                "The values filters, kernel_sizes, strides and pool_sizes need one entry a convolution. "
-                f"Received: {self.filters}, {self.kernel_sizes}, {self.strides}, {self.pool_sizes}"
-            )
+        for name in ("kernel_sizes", "strides", "pool_sizes"):
+            values = getattr(self, name)
+            if len(values) not in (1, len(self.filters)):
+                raise UsageError(
+                    f"Invalid value for {name}. Expected one entry, or one for each of the "
+                    f"{len(self.filters)} convolutions. Received: {name}={values}"
+                )
+
+    def convolutions(self) -> list[tuple[int, int, int, int]]:
+        """Returns filters, kernel size, stride and pool size of each convolution."""
+        count = len(self.filters)
+        rest = [
+            values * count if len(values) == 1 else values
+            for values in (self.kernel_sizes, self.strides, self.pool_sizes)
+        ]
+        return list(zip(self.filters, *rest, strict=True))
 
 
 def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     """Builds the network; see tfinv.models for the contract."""
     images = keras.Input(input_shape, name="images")
     maps = images
-    shape = zip(config.filters, config.kernel_sizes, config.strides, config.pool_sizes, strict=True)
-    for filters, kernel_size, strides, pool_size in shape:
+    for filters, kernel_size, strides, pool_size in config.convolutions():
         maps = layers.Conv2D(filters, kernel_size, strides, padding="same")(maps)
         maps = layers.LeakyReLU(config.negative_slope)(maps)
         if config.batch_normalization:
@@ -71,52 +81,41 @@ _TRAINING = TrainingConfig(
 )
 
 
-def _article(
-    filters: tuple[int, ...],
-    measured: tuple[float, float, float, float],
-    kernel_sizes: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
-    pool_sizes: tuple[int, ...] | None = None,
-    batch_normalization: bool = False,
-    dropout_rate: float = 0.5,
-) -> Preset:
+def _article(config: Config, *measured: float) -> Preset:
     """A row of the authors' table; `measured` is their Ptest, Pin, Pout and Pinv."""
-    count = len(filters)
-    config = Config(
-        filters=filters,
-        kernel_sizes=kernel_sizes or (4,) * count,
-        strides=strides or (2,) * count,
-        pool_sizes=pool_sizes or (1,) * count,
-        batch_normalization=batch_normalization,
-        dropout_rate=dropout_rate,
+    return Preset(
+        config, _TRAINING, article=dict(zip(("Ptest", "Pin", "Pout", "Pinv"), measured, strict=True))
     )
-    return Preset(config, _TRAINING, article=dict(zip(_METRICS, measured, strict=True)))
 
 
-_METRICS = ("Ptest", "Pin", "Pout", "Pinv")
-# The pooled networks: stride-1 convolutions, each followed by a 2x2 pooling of stride 1.
-_POOL_00 = {"pool_sizes": (2, 2), "kernel_sizes": (5, 5), "strides": (1, 1)}
-_POOL_01 = {"pool_sizes": (2, 2, 1), "kernel_sizes": (5, 5, 3), "strides": (1, 1, 1)}
-_POOL_02 = {"pool_sizes": (2, 2, 1), "kernel_sizes": (5, 5, 4), "strides": (1, 1, 2)}
+def _normalized(*filters: int, **rest: Any) -> Config:
+    return Config(filters, batch_normalization=True, dropout_rate=0.5, **rest)
 
+
+# Three networks have stride-1 convolutions, each followed by a 2x2 pooling of stride 1.
 PRESETS = {
-    "cnn_bn_00": _article((64, 128), (0.99283, 0.99636, 0.25672, 0.04065), batch_normalization=True),
-    "cnn_bn_01": _article((32, 64, 128), (0.99253, 0.99625, 0.26723, 0.03791), batch_normalization=True),
-    "cnn_bn_02": _article((64, 128, 256), (0.99359, 0.99689, 0.27004, 0.03740), batch_normalization=True),
-    "cnn_00": _article((64, 128), (0.98874, 0.99127, 0.21183, 0.00306), dropout_rate=0.0),
-    "cnn_01": _article((64, 128, 256), (0.99041, 0.99381, 0.23292, 0.00755), dropout_rate=0.0),
-    "cnn_02": _article((32, 64, 128, 256), (0.99082, 0.99471, 0.24506, 0.00181), dropout_rate=0.0),
-    "cnn_dropout_00": _article((32, 64, 128), (0.99253, 0.99285, 0.23983, 0.03892)),
-    "cnn_dropout_01": _article((64, 128, 256), (0.99059, 0.99468, 0.25016, 0.03763)),
-    "cnn_pool_00": _article((64, 128), (0.98573, 0.99485, 0.25211, 0.04563), **_POOL_00, batch_normalization=True),
+    "cnn_bn_00": _article(_normalized(64, 128), 0.99283, 0.99636, 0.25672, 0.04065),
+    "cnn_bn_01": _article(_normalized(32, 64, 128), 0.99253, 0.99625, 0.26723, 0.03791),
+    "cnn_bn_02": _article(_normalized(64, 128, 256), 0.99359, 0.99689, 0.27004, 0.03740),
+    "cnn_00": _article(Config((64, 128)), 0.98874, 0.99127, 0.21183, 0.00306),
+    "cnn_01": _article(Config((64, 128, 256)), 0.99041, 0.99381, 0.23292, 0.00755),
+    "cnn_02": _article(Config((32, 64, 128, 256)), 0.99082, 0.99471, 0.24506, 0.00181),
+    "cnn_dropout_00": _article(Config((32, 64, 128), dropout_rate=0.5), 0.99253, 0.99285, 0.23983, 0.03892),
+    "cnn_dropout_01": _article(Config((64, 128, 256), dropout_rate=0.5), 0.99059, 0.99468, 0.25016, 0.03763),
+    "cnn_pool_00": _article(
+        _normalized(64, 128, kernel_sizes=(5,), strides=(1,), pool_sizes=(2,)),
+        *(0.98573, 0.99485, 0.25211, 0.04563),
+    ),
     "cnn_pool_01": _article(
-        (32, 64, 128), (0.98942, 0.99716, 0.25010, 0.04311), **_POOL_01, batch_normalization=True
+        _normalized(32, 64, 128, kernel_sizes=(5, 5, 3), strides=(1,), pool_sizes=(2, 2, 1)),
+        *(0.98942, 0.99716, 0.25010, 0.04311),
     ),
     "cnn_pool_02": _article(
-        (64, 128, 256), (0.99274, 0.99788, 0.26453, 0.04294), **_POOL_02, batch_normalization=True
+        _normalized(64, 128, 256, kernel_sizes=(5, 5, 4), strides=(1, 1, 2), pool_sizes=(2, 2, 1)),
+        *(0.99274, 0.99788, 0.26453, 0.04294),
     ),
     "quick": Preset(
-        Config(filters=(32, 64), dense_units=128, batch_normalization=True, dropout_rate=0.5),
+        Config((32, 64), batch_normalization=True, dense_units=128, dropout_rate=0.5),
         TrainingConfig(epochs=4, batch_size=128, learning_rate=1e-3, decay_rate=0.5),
         description="cnn_bn_00, narrower; about a minute on 2 cores",
     ),

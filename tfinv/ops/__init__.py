@@ -3,6 +3,7 @@
 from tfinv.ops.reference import length, squash
 from tfinv.ops.routing import (
     IMPLEMENTATIONS,
+    Implementation,
     dynamic_routing,
     dynamic_routing_from_votes,
     resolve_implementation,
@@ -10,6 +11,7 @@ from tfinv.ops.routing import (
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "Implementation",
     "dynamic_routing",
     "dynamic_routing_from_votes",
     "length",
