@@ -1,13 +1,15 @@
 """A whole run: data, training, evaluation, figures, export; and the evaluation of any saved model."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from rich.console import Console
 
-from tfinv import evaluation, export, figures, models, ops, report, results, runs, training
+from tfinv import evaluation, export, figures, ops, report, results, runs, training
 from tfinv.config import EvaluationConfig, RunConfig
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
 from tfinv.data.transforms import get_transform
@@ -40,9 +42,12 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
     test = select(protocol, dataset, "test", limit=config.limit)
     if not len(select(protocol, dataset, "train", config.training.validation_fraction, config.limit)):
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
-    implementation = ops.resolve_implementation(getattr(config.model, "implementation", "auto"))
+    asked = getattr(config.model, "implementation", None)
+    implementation = ops.resolve_implementation(asked) if asked else ""
     directory = output / config.run_id
     runs.prepare(directory, config, overwrite, resume)
+    accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
+    runs.write_environment(directory, accelerators, sys.argv)
     console.print(f"Run {config.run_id}: {config.training.epochs} epochs, results in {directory}")
     model = training.train(config, protocol, dataset, directory)
     provenance = Provenance(
@@ -60,7 +65,9 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         history = pd.read_csv(directory / runs.HISTORY)
         figures.save(figures.training_curves(history), directory / runs.FIGURES / "training.png")
     export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
-    console.print(report.invariance_table(rows, protocol, _article(config), f"{config.run_id}"))
+    console.print(
+        report.invariance_table(rows, protocol, report.article_figures(vars(config)), f"{config.run_id}")
+    )
     written = [
         path.relative_to(directory)
         for folder in (".", runs.FIGURES)
@@ -125,8 +132,7 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         results.write_csv(output / runs.INVARIANCE, rows)
         _draw(rows, chosen, output / runs.FIGURES)
-    article = _stored_article(stored)
-    Console().print(report.invariance_table(rows, chosen, article, label))
+    Console().print(report.invariance_table(rows, chosen, report.article_figures(stored), label))
     return rows
 
 
@@ -162,20 +168,6 @@ def _draw(
         columns = np.linspace(0, len(parameters), _RECONSTRUCTION_COLUMNS, endpoint=False).astype(int)
         figure = figures.reconstructions(model, test, protocol, parameters[columns])
         figures.save(figure, folder / "reconstructions.png")
-
-
-def _article(config: RunConfig) -> dict[str, float]:
-    preset = models.get_model(config.model_name).PRESETS.get(config.preset)
-    # The article's figures are for its protocol, on MNIST.
-    own = preset is not None and (config.dataset, config.protocol) == ("mnist", "rotate-34")
-    return dict(preset.article) if own else {}
-
-
-def _stored_article(stored: dict) -> dict[str, float]:
-    known = stored.get("model_name") in models.available()
-    presets = models.get_model(stored["model_name"]).PRESETS if known else {}
-    preset = presets.get(stored.get("preset"))
-    return dict(preset.article) if preset else {}
 
 
 def _classes(stored: dict, key: str) -> tuple[int, ...] | None:

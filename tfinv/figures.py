@@ -42,13 +42,35 @@ def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure
             linewidth=1.8,
             label=f"class {label}",
         )
-    axes.axhline(1 / accuracy.label.nunique(), color="black", linewidth=0.8, linestyle=":")
-    axes.annotate("chance", (axes.get_xlim()[0], 1 / accuracy.label.nunique()), (3, 3), fontsize=8,
-                  textcoords="offset points")  # fmt: skip
+    _chance(axes, rows)
     axes.set(ylabel="accuracy on test images", ylim=(-0.02, 1.02))
     axes.set_title(_title(rows, "Accuracy against transformation"), fontsize=10)
     # The curves fill the axes; below them the legend hides nothing.
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def comparison(rows: pd.DataFrame, protocol: Protocol) -> Figure:
+    """Draws the mean accuracy over the restricted classes against the parameter, a curve for each run."""
+    accuracy = rows[(rows.metric == "accuracy") & rows.label.isin(map(str, protocol.restricted_classes))]
+    figure, axes = _axes(protocol)
+    for index, (name, curve) in enumerate(accuracy.groupby("model")):
+        mean = curve.groupby("parameter").value.mean()
+        axes.plot(
+            mean.index,
+            mean,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=3.5,
+            markevery=(index, 3),
+            linewidth=1.6,
+            label=str(name),
+        )
+    _chance(axes, rows)
+    listed = " and ".join(map(str, protocol.restricted_classes))
+    axes.set(ylabel=f"accuracy on test images of {listed}", ylim=(-0.02, 1.02))
+    axes.set_title(f"{protocol.name}: can it recognise {listed} where it never saw them?", fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -152,6 +174,13 @@ def _axes(protocol: Protocol) -> tuple[Figure, Axes]:
     _full_turn(axes, protocol)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     return figure, axes
+
+
+def _chance(axes: Axes, rows: pd.DataFrame) -> None:
+    level = 1 / rows[rows.metric == "accuracy"].label.nunique()
+    axes.axhline(level, color="black", linewidth=0.8, linestyle=":")
+    left = (axes.get_xlim()[0], level)
+    axes.annotate("chance", left, (3, 3), textcoords="offset points", fontsize=8)
 
 
 def _full_turn(axes: Axes, protocol: Protocol) -> None:

@@ -1,7 +1,12 @@
 """Run directories: one a configuration and seed, never overwritten by accident."""
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
+import os
+import platform
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from tfinv.config import RunConfig, to_json
 from tfinv.errors import UsageError
 
 CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
 HISTORY = "history.csv"
 INVARIANCE = "invariance.csv"
 MODEL = "model.keras"
@@ -62,6 +68,34 @@ def read_config(directory: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise UsageError(f"Damaged configuration: {path} ({error})") from None
+
+
+def write_environment(directory: Path, devices: list[str], command: list[str]) -> None:
+    """Writes environment.json: what a run's figures and times were measured with.
+
+    Args:
+        directory: The run directory.
+        devices: Names of the accelerators, empty for none.
+        command: Command line that started the run.
+    """
+    environment = {
+        "command": shlex.join(["python", *(word for word in command if word != "--resume")]),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "accelerators": devices,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},
+    }
+    (directory / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _processor() -> str:
+    """The processor's own name, which `platform` does not tell on Linux."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _check_same(directory: Path, config: RunConfig) -> None:

@@ -1,6 +1,6 @@
 """Fashion-MNIST: 70,000 pictures of clothes, 28x28 grey. Xiao, Rasul and Vollgraf, 2017."""
 
-from tfinv.data import fetch
+from tfinv.data import fetch, sources
 from tfinv.data.dataset import Dataset
 
 SPEC = fetch.Spec(
@@ -12,9 +12,9 @@ SPEC = fetch.Spec(
         "y_test": "15d484375f8d13e6eb1aabb0c3f46965",
     },
     sources=(
-        fetch.keras_cache("fashion-mnist"),
-        fetch.folder("Debian's package dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"),
-        fetch.keras_download("fashion_mnist"),
+        sources.keras_cache("fashion-mnist"),
+        sources.folder("Debian's package dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"),
+        sources.keras_download("fashion_mnist"),
     ),
     remedy="run `apt-get install dataset-fashion-mnist` (Debian, Ubuntu)",
 )

