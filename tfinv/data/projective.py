@@ -18,7 +18,7 @@ def resample(images: tf.Tensor, matrices: tf.Tensor, fill_value: float = 0.0) ->
     Returns:
         Images [N, H, W, C] of the dtype of `images`.
     """
-    return tf.raw_ops.ImageProjectiveTransformV3(
+    resampled = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=matrices,
         output_shape=tf.shape(images)[1:3],
@@ -26,3 +26,5 @@ def resample(images: tf.Tensor, matrices: tf.Tensor, fill_value: float = 0.0) ->
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
+    # In a graph the op forgets height and width, which a model built from the stream needs.
+    return tf.ensure_shape(resampled, images.shape)
