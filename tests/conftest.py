@@ -1,0 +1,86 @@
+"""Fixtures of all tests. Imports no TensorFlow: some lanes run layers and ops without it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Numbers must not depend on the machine's accelerator, nor messages on the width of its terminal.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONPATH": str(ROOT),
+    "COLUMNS": "200",
+}
+
+
+def digit_arrays(train: int = 120, test: int = 60, size: int = 12) -> dict[str, np.ndarray]:
+    """Ten classes in turn, each a blotchy pattern of its own with a little noise; uint8 [N, H, W, 1]."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(0, 2, (10, size // 2, size // 2)).repeat(2, axis=1).repeat(2, axis=2) * 180
+    arrays = {}
+    for part, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % 10
+        noise = random.integers(0, 60, (count, size, size))
+        arrays[f"x_{part}"] = (patterns[labels] + noise).astype(np.uint8)[..., np.newaxis]
+        arrays[f"y_{part}"] = labels
+    return arrays
+
+
+@pytest.fixture
+def digits():
+    """A small dataset with the classes 0..9."""
+    from tfinv.data import Dataset
+
+    return Dataset("digits", **digit_arrays())
+
+
+@pytest.fixture(scope="session")
+def digits_npz(tmp_path_factory) -> Path:
+    """The same as a user's own file."""
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, **digit_arrays())
+    return path
+
+
+@pytest.fixture
+def deterministic():
+    """Deterministic ops for one test; TensorFlow itself can only switch them on."""
+    import tensorflow as tf
+    from tensorflow.python.util import _pywrap_determinism
+
+    before = _pywrap_determinism.is_enabled()
+    tf.config.experimental.enable_op_determinism()
+    yield
+    _pywrap_determinism.enable(before)
+
+
+@pytest.fixture
+def start_script():
+    """Starts `scripts/<name>` with arguments; what still runs at the end of the test is killed."""
+    started = []
+
+    def start(name: str, *arguments, prelude: str = "", **options) -> subprocess.Popen:
+        script = str(ROOT / "scripts" / name)
+        code = f"import runpy, sys; {prelude}\nsys.argv[0] = {script!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        command = [sys.executable, *(["-c", code] if prelude else [script]), *map(str, arguments)]
+        process = subprocess.Popen(
+            command,
+            env=os.environ | ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
