@@ -5,6 +5,7 @@ The dataclasses are the truth: command lines are generated from them and runs st
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ ModelConfig = TypeVar("ModelConfig")
 
 
 def check_range(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
-    """Raises UsageError unless low <= value <= high."""
+    """Raises UsageError unless low <= value <= high and value is finite."""
     too_low, too_high = low is not None and not value >= low, high is not None and not value <= high
-    if too_low or too_high:
+    if too_low or too_high or not math.isfinite(value):
         bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        bounds += ["finite"] * (not math.isfinite(value))
         raise UsageError(
             f"Invalid value for {name}. Expected {' and '.join(bounds)}. Received: {name}={value}"
         )

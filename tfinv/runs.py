@@ -52,7 +52,12 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
         else:
             shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG).write_text(to_json(config))
+    partial = directory / f"{CONFIG}.partial"
+    try:
+        partial.write_text(to_json(config))
+        os.replace(partial, directory / CONFIG)  # a full disk must not cost the old one
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -65,9 +70,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"Not a run directory: {directory} (no {CONFIG})")
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except ValueError as error:
         raise UsageError(f"Damaged configuration: {path} ({error})") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"Damaged configuration: {path} (not a JSON object)")
+    return values
 
 
 def write_environment(directory: Path, devices: list[str], command: list[str]) -> None:
