@@ -66,7 +66,8 @@ def start_script():
 
     def start(name: str, *arguments, prelude: str = "", **options) -> subprocess.Popen:
         script = str(ROOT / "scripts" / name)
-        code = f"import runpy, sys; {prelude}\nsys.argv[0] = {script!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        code = f"import runpy, sys; {prelude}; sys.argv[0] = {script!r}; "
+        code += f"runpy.run_path({script!r}, None, '__main__')"
         command = [sys.executable, *(["-c", code] if prelude else [script]), *map(str, arguments)]
         process = subprocess.Popen(
             command,

@@ -121,7 +121,7 @@ def test_classes_that_do_not_fit_are_named(digits, restricted, excluded, message
 
 
 def test_unknown_split_lists_the_known_ones(digits):
-    with pytest.raises(UsageError, match="train, validation, test. Received: split=dev"):
+    with pytest.raises(UsageError, match=r"train, validation, test\. Received: split=dev"):
         select(ROTATE_34, digits, "dev")
 
 

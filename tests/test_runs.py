@@ -1,0 +1,131 @@
+"""Run directories are never overwritten by accident, and go on only with the same configuration."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from tests.test_config import run_config
+from tfinv import runs
+from tfinv.errors import UsageError
+
+CONFIG = run_config()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory with a result in it."""
+    directory = tmp_path / "run"
+    runs.prepare(directory, CONFIG)
+    (directory / "history.csv").write_text("precious")
+    return directory
+
+
+def contents(directory):
+    return {path.name: path.read_text() for path in directory.iterdir()}
+
+
+def test_new_run_directory_has_its_configuration(tmp_path):
+    runs.prepare(tmp_path / "some" / "where", CONFIG)
+    assert runs.read_config(tmp_path / "some" / "where")["training"]["batch_size"] == 128
+    assert list(contents(tmp_path / "some" / "where")) == ["config.json"]
+    (tmp_path / "empty").mkdir()
+    runs.prepare(tmp_path / "empty", CONFIG)  # an empty folder is as good as none
+
+
+def test_existing_run_is_refused_untouched(run):
+    before = contents(run)
+    with pytest.raises(UsageError, match=r"--resume, --overwrite") as caught:
+        runs.prepare(run, dataclasses.replace(CONFIG, seed=1))
+    assert str(run) in str(caught.value) and contents(run) == before
+
+
+def test_overwrite_starts_again(run):
+    runs.prepare(run, dataclasses.replace(CONFIG, seed=1), overwrite=True)
+    assert list(contents(run)) == ["config.json"] and runs.read_config(run)["seed"] == 1
+
+
+def test_resume_keeps_what_is_there(run):
+    longer = runs.replace(CONFIG, epochs=99, repeats=3)  # more epochs and another evaluation are fine
+    runs.prepare(run, longer, resume=True)
+    assert contents(run)["history.csv"] == "precious"
+    assert runs.read_config(run)["training"]["epochs"] == 99
+
+
+def test_resume_of_nothing_is_a_new_run(tmp_path):
+    runs.prepare(tmp_path / "run", CONFIG, resume=True)
+    assert runs.read_config(tmp_path / "run")["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (runs.replace(CONFIG, batch_size=7), "training.batch_size 128 -> 7"),
+        (dataclasses.replace(CONFIG, seed=4), "seed 0 -> 4"),
+        (dataclasses.replace(CONFIG, restricted_classes=(1,)), r"restricted_classes None -> \[1\]"),
+        (
+            dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout_rate=0.1)),
+            "model.dropout_rate 0.5 -> 0.1",
+        ),
+    ],
+)
+def test_resume_with_another_configuration_names_the_difference(run, changed, message):
+    before = contents(run)
+    with pytest.raises(UsageError, match=message) as caught:
+        runs.prepare(run, changed, resume=True)
+    assert str(run) in str(caught.value) and contents(run) == before
+
+
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, how):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"Not a run directory.*no config.json"):
+        runs.prepare(tmp_path, CONFIG, **how)
+    assert contents(tmp_path) == {"thesis.tex": "years of work"}
+
+
+def test_overwrite_and_resume_exclude_each_other(run):
+    before = contents(run)
+    with pytest.raises(UsageError, match=r"one of --overwrite and --resume"):
+        runs.prepare(run, CONFIG, overwrite=True, resume=True)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"seed": ', "[1, 2]", "3", "\udcff"])
+def test_damaged_configuration_is_named(run, text):
+    (run / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    for use in (lambda: runs.read_config(run), lambda: runs.prepare(run, CONFIG, resume=True)):
+        with pytest.raises(UsageError, match=r"Damaged configuration") as caught:
+            use()
+        assert str(run / "config.json") in str(caught.value) and "\n" not in str(caught.value)
+    assert (run / "history.csv").read_text() == "precious"
+
+
+def test_no_configuration_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"no config.json"):
+        runs.read_config(tmp_path / "nowhere")
+
+
+def test_failed_write_keeps_the_old_configuration(run, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    before = contents(run)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"No space left"):
+        runs.prepare(run, runs.replace(CONFIG, epochs=9), resume=True)
+    assert contents(run) == before
+
+
+def test_replace_finds_the_section_of_a_field():
+    changed = runs.replace(CONFIG, epochs=2, repeats=3, limit=4)
+    assert (changed.training.epochs, changed.evaluation.repeats, changed.limit) == (2, 3, 4)
+    assert changed.model == CONFIG.model and CONFIG.limit is None
+    with pytest.raises(TypeError):
+        runs.replace(CONFIG, spam=1)
+
+
+def test_configuration_is_plain_json(run):
+    values = json.loads((run / "config.json").read_text())
+    assert values["model_name"] == "cnn" and values["model"]["filters"] == [32, 64]
