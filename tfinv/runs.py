@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,14 @@ def write_environment(directory: Path, devices: list[str], command: list[str]) -
         "cores": os.cpu_count(),
         "accelerators": devices,
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},
+        **{name: _version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},
     }
     (directory / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _version(name: str) -> str | None:
+    """Of the module in use: its package may be called otherwise (tensorflow-cpu) or not be installed (a clone)."""
+    return getattr(sys.modules.get(name), "__version__", None)
 
 
 def _processor() -> str:
