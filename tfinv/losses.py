@@ -55,8 +55,9 @@ class MarginLoss(keras.losses.Loss):
 class SpreadLoss(keras.losses.Loss):
     """Wants the activation of the true class above every other one by `margin`.
 
-    Called on labels [B] and activations [B, J]; returns the mean over the batch. Assign to `margin`
-    to raise it during training.
+    Called on labels [B] and activations [B, J]; returns the mean over the batch. Raise the margin during
+    training with `loss.margin.assign(value)`. JAX alone freezes it when a step is traced: compile the
+    model again after assigning there.
 
     Args:
         margin: Distance from which another class costs nothing; the paper raises it from 0.2 to 0.9.

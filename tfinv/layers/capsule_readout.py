@@ -52,7 +52,7 @@ class ClassMask(keras.layers.Layer):
     Called on poses alone it keeps the longest capsule; called on `[poses, labels]` that of the label.
 
     Input shape:
-        Poses [B, J, D], or a list of poses [B, J, D] and integer labels [B].
+        Poses [B, J, D], or a list of poses [B, J, D] and integer labels [B] or [B, 1].
 
     Output shape:
         [B, J * D]
@@ -63,7 +63,7 @@ class ClassMask(keras.layers.Layer):
 
     def call(self, inputs):
         if isinstance(inputs, (list, tuple)):
-            poses, labels = inputs
+            poses, labels = inputs[0], ops.reshape(inputs[1], (-1,))
         else:
             poses = inputs
             # top_k, not argmax: argmax on floats breaks the export to ONNX and LiteRT.

@@ -11,6 +11,7 @@ def squash(vectors, axis: int = -1):
     """Shrinks vectors to a length in [0, 1) and keeps their direction.
 
     Computes |s|^2 / (1 + |s|^2) * s / |s| as s * |s| / (1 + |s|^2), with the gradient 0 at s = 0.
+    Half precision is squashed in float32: a square overflows float16 from |s| = 256 on.
 
     Args:
         vectors: Tensor of any shape.
@@ -22,13 +23,21 @@ def squash(vectors, axis: int = -1):
     Reference:
         Sabour et al. 2017, "Dynamic Routing Between Capsules", equation 1.
     """
+    if _is_half(vectors):
+        return ops.cast(squash(ops.cast(vectors, "float32"), axis), vectors.dtype)
     squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
     return vectors * (_safe_sqrt(squared) / (1.0 + squared))
 
 
 def length(vectors, axis: int = -1):
     """Euclidean length along `axis`, with the gradient 0 where the length is 0."""
+    if _is_half(vectors):
+        return ops.cast(length(ops.cast(vectors, "float32"), axis), vectors.dtype)
     return _safe_sqrt(ops.sum(ops.square(vectors), axis=axis))
+
+
+def _is_half(tensor) -> bool:
+    return keras.backend.standardize_dtype(tensor.dtype) in ("float16", "bfloat16")
 
 
 def _safe_sqrt(squared):
@@ -81,10 +90,10 @@ def route_votes(parent_votes, num_iterations: int, bias=None):
     Reference:
         Sabour et al. 2017, procedure 1 and equation 3.
     """
-    dtype = keras.backend.standardize_dtype(parent_votes.dtype)
-    if dtype in ("float16", "bfloat16"):
+    if _is_half(parent_votes):
         routed = route_votes(ops.cast(parent_votes, "float32"), num_iterations, bias)
-        return ops.cast(routed, dtype)
+        return ops.cast(routed, parent_votes.dtype)
+    dtype = keras.backend.standardize_dtype(parent_votes.dtype)
     parents = parent_votes.shape[1]
     if bias is None:
         # Zero logits: the first coupling is the constant 1 / J.
