@@ -98,7 +98,7 @@ def write_environment(directory: Path, devices: list[str], command: list[str]) -
 
 
 def _version(name: str) -> str | None:
-    """Of the module in use: its package may be called otherwise (tensorflow-cpu) or not be installed (a clone)."""
+    """Of the module in use: its package may have another name (tensorflow-cpu) or none (a clone)."""
     return getattr(sys.modules.get(name), "__version__", None)
 
 

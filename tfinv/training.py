@@ -158,11 +158,13 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             with np.load(path) as stored:
                 history = json.loads(str(stored["history"]))
-                values = [stored[f"variable_{index}"] for index in range(len(variables))]
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+                values = [stored[f"variable_{index}"] for index in range(len(stored.files) - 1)]
+            if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+                raise ValueError("it is of another model")
         except Exception as error:
             raise UsageError(f"Damaged checkpoint: {path} ({error}). Start again with --overwrite.") from None
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
         self._history = history
         return len(history)
 
