@@ -11,6 +11,7 @@ import tensorflow as tf
 from rich.progress import track
 
 import tfinv.layers  # noqa: F401  registers the layers that a .keras file may contain
+from tfinv.config import check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
@@ -49,6 +50,7 @@ def evaluate_invariance(
     Raises:
         UsageError: If a name or path is unknown, or the classes do not fit the dataset.
     """
+    check_range("repeats", repeats, low=1)
     protocol, split, provenance = _prepare(protocol, data, limit, provenance)
     classify = _classifier(model, protocol, split)
     rows = [provenance.row("repeats", repeats)]
@@ -58,7 +60,9 @@ def evaluate_invariance(
             part = split if test.classes == "all" else split.only(split.restricted)
             draw = repeat * len(protocol.evaluations) + index
             parameters = sample_parameters(protocol, part.restricted, seed, draw, test.range)
-            passes[name].append(float(np.mean(_predict(classify, part, parameters) == part.labels)))
+            # No images, no accuracy: a small limit may leave none of a restricted class.
+            correct = _predict(classify, part, parameters) == part.labels if len(part) else [np.nan]
+            passes[name].append(float(np.mean(correct)))
     for name, test in protocol.evaluations.items():
         values = np.array(passes[name])
         rows.append(provenance.row(name, values.mean(), test.classes))
@@ -129,6 +133,8 @@ def load_model(path: str | Path) -> Any:
         if path.is_dir():
             module = tf.saved_model.load(str(path))
             signatures = module.signatures
+            if not {"classify", "serving_default"} & set(signatures):
+                raise ValueError("it has no signature classify or serving_default")
             module.tfinv_signature = signatures.get("classify") or signatures["serving_default"]
             return module
         return keras.models.load_model(path, compile=False)
@@ -142,7 +148,9 @@ def call_model(model: Any, images: tf.Tensor) -> dict[str, Any]:
     if isinstance(model, keras.Model):
         outputs = model(images, training=False)
     elif hasattr(model, "tfinv_signature"):
-        name = next(iter(model.tfinv_signature.structured_input_signature[1]))
+        name, spec = next(iter(model.tfinv_signature.structured_input_signature[1].items()))
+        if not spec.shape.is_compatible_with(images.shape):  # TensorFlow finds out only in some calls
+            raise ValueError(f"Expected shape {spec.shape}")
         outputs = model.tfinv_signature(**{name: images})
     else:
         outputs = model(images)
@@ -185,8 +193,8 @@ def _classifier(model: Any, protocol: Protocol, split: Split) -> Classify:
 
 
 def _check_scores(model: Any, protocol: Protocol, split: Split) -> None:
-    shape = get_transform(protocol.transformation).PARAMETER_SHAPE
-    images = render(protocol, tf.constant(split.images[:1]), tf.zeros((1, *shape)))
+    parameter = tf.zeros((1, *get_transform(protocol.transformation).PARAMETER_SHAPE))
+    images = render(protocol, tf.constant(split.images[:1]), parameter)
     try:
         scores = call_model(model, images)["scores"]
     except UsageError:
@@ -194,10 +202,11 @@ def _check_scores(model: Any, protocol: Protocol, split: Split) -> None:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"The model does not accept images of shape {images.shape}: {reason}") from error
-    if len(scores.shape) != 2 or scores.shape[-1] != len(split.class_names):
+    shape = np.shape(scores)
+    if len(shape) != 2 or shape[-1] != len(split.class_names):
         raise UsageError(
             f"The model must give one score a class. Expected [N, {len(split.class_names)}] for the "
-            f"classes {', '.join(split.class_names)}. Received: scores.shape={tuple(scores.shape)}"
+            f"classes {', '.join(split.class_names)}. Received: scores.shape={tuple(shape)}"
         )
 
 
