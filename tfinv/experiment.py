@@ -161,7 +161,7 @@ def _draw(
     rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None
 ) -> None:
     figures.save(figures.accuracy_against_parameter(rows, protocol), folder / "accuracy.png")
-    if protocol.restricted_classes:
+    if rows.metric.str.startswith("taken_for:").any():
         figures.save(figures.taken_for(rows, protocol), folder / "taken_for.png")
     if model is not None and test is not None and "reconstruction" in model.output and test.restricted.any():
         parameters = get_transform(protocol.transformation).grid(1.0)

@@ -25,14 +25,21 @@ def export_saved_model(model: keras.Model, directory: Path, class_names: tuple[s
     images = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")
     names = tf.constant(class_names)
 
+    def outputs_of(images):
+        # oneDNN's convolution gives no images the wrong shape, so that none become one black one.
+        count = tf.shape(images)[0]
+        missing = tf.cast(tf.equal(count, 0), tf.int32)
+        padded = tf.concat([images, tf.zeros((missing, *model.input_shape[1:]))], axis=0)
+        return {name: values[:count] for name, values in model(padded, training=False).items()}
+
     def classify(images):
-        scores = model(images, training=False)["scores"]
+        scores = outputs_of(images)["scores"]
         # top_k, not argmax: argmax on floats breaks later conversions to ONNX and LiteRT.
         index = tf.math.top_k(scores, k=1).indices[:, 0]
         return {"scores": scores, "class_index": index, "class_name": tf.gather(names, index)}
 
     def reconstruct(images):
-        return {"reconstruction": model(images, training=False)["reconstruction"]}
+        return {"reconstruction": outputs_of(images)["reconstruction"]}
 
     archive = keras.export.ExportArchive()
     archive.track(model)

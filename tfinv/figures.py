@@ -89,7 +89,7 @@ def taken_for(rows: pd.DataFrame, protocol: Protocol) -> Figure:
         image = axes.pcolormesh(parameters, np.arange(len(names)), table, vmin=0, vmax=1, cmap="cividis")
         axes.set_yticks(np.arange(len(names)), names)
         axes.set_ylabel(f"class {label} taken for")
-        for edge in (protocol.restricted.low, protocol.restricted.high):
+        for edge in np.ravel(_training_ranges(protocol)):
             axes.axvline(edge, color="white", linestyle="--", linewidth=1.2)
         _full_turn(axes, protocol)
     grid[-1].set_xlabel(
@@ -168,8 +168,9 @@ def save(figure: Figure, path: Path) -> None:
 def _axes(protocol: Protocol) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.axvspan(protocol.restricted.low, protocol.restricted.high, color=SHADE, zorder=0,
-                 label="training range of the restricted classes")  # fmt: skip
+    for index, (low, high) in enumerate(_training_ranges(protocol)):
+        label = "training range of the restricted classes"
+        axes.axvspan(low, high, color=SHADE, zorder=0, label=None if index else label)
     axes.set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]")
     _full_turn(axes, protocol)
     axes.grid(color="#DDDDDD", linewidth=0.6)
@@ -181,6 +182,15 @@ def _chance(axes: Axes, rows: pd.DataFrame) -> None:
     axes.axhline(level, color="black", linewidth=0.8, linestyle=":")
     left = (axes.get_xlim()[0], level)
     axes.annotate("chance", left, (3, 3), textcoords="offset points", fontsize=8)
+
+
+def _training_ranges(protocol: Protocol) -> list[tuple[float, float]]:
+    """The restricted range; for angles, as often as it shows between -180 and 180 degrees."""
+    low, high = protocol.restricted.low, protocol.restricted.high
+    if protocol.transformation != "rotation":
+        return [(low, high)]
+    turns = [(low + turn, high + turn) for turn in (-720, -360, 0, 360, 720)]
+    return [(left, right) for left, right in turns if left < 180 and right > -180]
 
 
 def _full_turn(axes: Axes, protocol: Protocol) -> None:
