@@ -1,4 +1,4 @@
-"""Every model of tfinv.models is held to the contract unedited, then the article's networks to its numbers."""
+"""Each model of tfinv.models is held to the contract unedited; the article's networks to their numbers."""
 
 import dataclasses
 import json
