@@ -1,6 +1,9 @@
 """Command lines generated from the configuration dataclasses, and how they end on bad input."""
 
+import contextlib
+import functools
 import importlib
+import io
 import logging
 import os
 import sys
@@ -110,13 +113,34 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
 
 
 def parse(function: Callable[..., Any], description: str, arguments: list[str] | None = None) -> Any:
-    """Calls `function` with the command line that its signature describes."""
-    return tyro.cli(
-        function,
-        args=arguments,
-        description=description,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    """Calls `function` with the command line that its signature describes.
+
+    Raises:
+        UsageError: If a configuration refuses a value; tyro would print a box of many lines.
+    """
+
+    @functools.wraps(function)
+    def prepared(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return functools.partial(function, *args, **kwargs)
+
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            call = tyro.cli(
+                prepared,
+                args=arguments,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as end:
+        error: BaseException | None = end
+        while error is not None and not isinstance(error, UsageError):
+            error = error.__cause__ or error.__context__
+        if error is not None:
+            raise error from None
+        sys.stderr.write(messages.getvalue())
+        raise
+    return call()
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

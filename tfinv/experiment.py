@@ -44,6 +44,7 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
     asked = getattr(config.model, "implementation", None)
     implementation = ops.resolve_implementation(asked) if asked else ""
+    training.build_model(config, dataset.image_shape, len(test.class_names))
     directory = output / config.run_id
     runs.prepare(directory, config, overwrite, resume)
     accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]

@@ -45,6 +45,21 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimi
     return keras.optimizers.Adam(schedule, beta_1=config.beta_1)
 
 
+def build_model(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """Builds the network of a run.
+
+    Raises:
+        UsageError: If the configured network does not fit images of that shape.
+    """
+    try:
+        return models.get_model(config.model_name).build(config.model, image_shape, num_classes)
+    except ValueError as error:  # Keras's word for a kernel larger than its input, a negative size, ...
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"The network {config.label} cannot be built for images of shape {image_shape}: {reason}"
+        ) from None
+
+
 def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Path) -> keras.Model:
     """Trains the network of a run, from its last checkpoint if there is one.
 
@@ -64,13 +79,8 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
     held_out = select(protocol, dataset, "validation", training.validation_fraction, config.limit)
     keras.utils.set_random_seed(config.seed)
     num_classes = len(split.class_names)
-
-    def build() -> keras.Model:
-        module = models.get_model(config.model_name)
-        return module.build(config.model, dataset.image_shape, num_classes)
-
     with dtype_policy(training.precision):
-        model = build()
+        model = build_model(config, dataset.image_shape, num_classes)
         objective = models.objective(config.model_name, model)
     steps = -(-len(split) // training.batch_size)
     optimizer = make_optimizer(training, steps)
@@ -103,7 +113,7 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
             verbose=1 if sys.stdout.isatty() else 2,
         )
     if training.precision != "float32":
-        float_model = build()
+        float_model = build_model(config, dataset.image_shape, num_classes)
         float_model.set_weights(model.get_weights())
         model = float_model
     save_model(model, directory / runs.MODEL)
