@@ -97,13 +97,16 @@ def test_bad_value_is_named_and_nothing_is_written(train, failure, tmp_path, arg
 @pytest.mark.parametrize(
     ("option", "value"), [("--epochs", -1), ("--seed", -1), ("--batch-size", 0), ("--learning-rate", "nan")]
 )
-def test_value_out_of_bounds_is_named_by_the_parser(train, tmp_path, capsys, option, value):
-    with pytest.raises(SystemExit) as caught:
-        train(option, value)
-    text = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert caught.value.code == 2 and "Traceback" not in text
-    assert f"Received: {option[2:].replace('-', '_')}={value}" in text
+def test_value_out_of_bounds_is_named(train, failure, tmp_path, option, value):
+    error = failure(train, option, value)
+    assert f"Received: {option[2:].replace('-', '_')}={value}" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_images_too_small_for_the_network(failure, digits_npz, tmp_path):
+    arguments = ["--dataset", str(digits_npz), "--output", str(tmp_path / "out")]
+    error = failure(lambda: cli.train("capsnet", "quick", "Trains.", arguments))
+    assert "(12, 12, 1)" in error and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,9 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         figures.save(figures.training_curves(history), directory / runs.FIGURES / "training.png")
     export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
     console.print(
-        report.invariance_table(rows, protocol, report.article_figures(vars(config)), f"{config.run_id}")
+        report.invariance_table(
+            rows, protocol, report.article_figures(vars(config), protocol, dataset.name), config.run_id
+        )
     )
     written = [
         path.relative_to(directory)
@@ -124,16 +126,18 @@ def evaluate(
     chosen = get_protocol(protocol or stored.get("protocol", "rotate-34"))
     chosen = chosen.replace(_classes(stored, "restricted_classes"), _classes(stored, "excluded_classes"))
     chosen = chosen.replace(restricted_classes, excluded_classes)
-    data = load_dataset(dataset or stored.get("dataset", "mnist"))
     loaded = evaluation.load_model(model)
+    data = load_dataset(dataset or stored.get("dataset", "mnist"))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     label = directory.name if stored else model.stem
     provenance = Provenance(label, label, data.name, chosen.name, seed, "")
     rows = _evaluate(loaded, chosen, data, options or EvaluationConfig(), seed, limit, provenance)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         results.write_csv(output / runs.INVARIANCE, rows)
         _draw(rows, chosen, output / runs.FIGURES)
-    Console().print(report.invariance_table(rows, chosen, report.article_figures(stored), label))
+    article = report.article_figures(stored, chosen, data.name)
+    Console().print(report.invariance_table(rows, chosen, article, label))
     return rows
 
 

@@ -51,14 +51,16 @@ def invariance_table(
     return table
 
 
-def article_figures(config: Mapping[str, Any]) -> dict[str, float]:
+def article_figures(config: Mapping[str, Any], protocol: Protocol, dataset: str) -> dict[str, float]:
     """Returns what the article's authors measured for the network of a run; empty if they did not.
 
     Args:
         config: Configuration of the run, as config.json holds it.
+        protocol: What the network is tested under.
+        dataset: Name of what it is tested on.
     """
     name, preset = config.get("model_name"), config.get("preset")
-    if (config.get("dataset"), config.get("protocol")) != ("mnist", "rotate-34"):
+    if dataset != "mnist" or protocol != get_protocol("rotate-34"):
         return {}
     presets = models.get_model(name).PRESETS if name in models.available() else {}
     return dict(presets[preset].article) if preset in presets else {}
@@ -98,7 +100,8 @@ def render_results(docs: Path) -> None:
 
 def _result_row(folder: Path, rows: pd.DataFrame, protocol: Protocol) -> dict[str, str]:
     values = rows.set_index("metric").value
-    article = article_figures(runs.read_config(folder))
+    config = runs.read_config(folder)
+    article = article_figures(config, protocol, config["dataset"])
     row = {"run": f"`{folder.name}`"}
     for name in protocol.evaluations:
         spread = values[f"{name}_variance"] ** 0.5
