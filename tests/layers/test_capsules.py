@@ -224,7 +224,9 @@ def test_routing_capsules_weights_and_initializers():
     kernel, bias = layer.get_weights()
     assert kernel.shape == (40, 20, 10, 30) and bias.shape == (40, 20)
     # A normal of deviation 0.1, cut at two deviations, keeps .88 of its deviation.
-    assert np.abs(kernel).max() <= 0.2 + 1e-6 and kernel.std() == pytest.approx(0.088, rel=0.02)
+    assert kernel.std() == pytest.approx(0.088, rel=0.02)
+    # Keras on torch lets one in 200,000 escape the cut; an uncut normal has one in 22 outside.
+    assert np.mean(np.abs(kernel) <= 0.2 + 1e-6) > 0.9999
     assert not bias.any()
     layer = layers.RoutingCapsules(2, 3, kernel_initializer="ones")
     layer.build((None, 4, 5))
