@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 # From low to high; a module may import what stands on a lower line, or on its own one.
 LAYERS = (
-    ("tfinv", "tfinv.errors", "tfinv.registry", "tfinv.config", "tfinv.results", "tfinv.runs"),
+    ("tfinv", "tfinv.errors", "tfinv.files", "tfinv.registry", "tfinv.config", "tfinv.results", "tfinv.runs"),
     ("tfinv.data",),
     ("tfinv.ops",),
     ("tfinv.layers",),

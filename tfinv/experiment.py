@@ -14,6 +14,7 @@ from tfinv.config import EvaluationConfig, RunConfig
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
+from tfinv.files import check_writable
 from tfinv.results import Provenance
 
 # Inside and outside a +-45 degree range alike; columns of the reconstruction figure.
@@ -129,11 +130,12 @@ def evaluate(
     loaded = evaluation.load_model(model)
     data = load_dataset(dataset or stored.get("dataset", "mnist"))
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        check_writable(output)
     label = directory.name if stored else model.stem
     provenance = Provenance(label, label, data.name, chosen.name, seed, "")
     rows = _evaluate(loaded, chosen, data, options or EvaluationConfig(), seed, limit, provenance)
     if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
         results.write_csv(output / runs.INVARIANCE, rows)
         _draw(rows, chosen, output / runs.FIGURES)
     article = report.article_figures(stored, chosen, data.name)

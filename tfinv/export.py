@@ -1,10 +1,11 @@
 """Exports a trained model as a SavedModel with named endpoints, self-contained and in float32."""
 
-import shutil
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+
+from tfinv.files import replacing
 
 
 def export_saved_model(model: keras.Model, directory: Path, class_names: tuple[str, ...]) -> None:
@@ -46,13 +47,8 @@ def export_saved_model(model: keras.Model, directory: Path, class_names: tuple[s
     archive.add_endpoint("classify", classify, input_signature=[images])
     if "reconstruction" in model.output:
         archive.add_endpoint("reconstruct", reconstruct, input_signature=[images])
-    partial = directory.with_name(f"partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        archive.write_out(str(partial), verbose=False)
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
+        with replacing(directory) as partial:
+            archive.write_out(str(partial), verbose=False)
     except tf.errors.OpError as error:
         raise OSError(f"Cannot write {directory}: {error.message}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

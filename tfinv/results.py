@@ -1,6 +1,5 @@
 """Tidy result rows: one observation a row, the same columns everywhere."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tfinv.errors import UsageError
+from tfinv.files import replacing
 
 COLUMNS = (
     "run_id",
@@ -63,12 +63,8 @@ def to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Writes a table as CSV, atomically: neither a reader nor a full disk ever sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         table.to_csv(partial, index=False)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_csv(path: Path) -> pd.DataFrame:

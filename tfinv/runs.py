@@ -13,6 +13,7 @@ from typing import Any
 
 from tfinv.config import RunConfig, to_json
 from tfinv.errors import UsageError
+from tfinv.files import replacing
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -52,12 +53,8 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
         else:
             shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{CONFIG}.partial"
-    try:
+    with replacing(directory / CONFIG) as partial:
         partial.write_text(to_json(config))
-        os.replace(partial, directory / CONFIG)  # a full disk must not cost the old one
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

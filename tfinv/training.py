@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from tfinv import models, results, runs
 from tfinv.config import RunConfig, TrainingConfig
 from tfinv.data import Dataset, Protocol, batches, select
 from tfinv.errors import UsageError
+from tfinv.files import replacing
 
 
 def make_deterministic(seed: int) -> None:
@@ -122,12 +122,8 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
 
 def save_model(model: keras.Model, path: Path) -> None:
     """Saves a .keras file atomically."""
-    partial = path.with_name(f"partial-{path.name}")
-    try:
+    with replacing(path) as partial:
         model.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _tensorboard(config: TrainingConfig, directory: Path) -> list[keras.callbacks.Callback]:
@@ -194,16 +190,10 @@ class Checkpoint(keras.callbacks.Callback):
         self._save()
 
     def _save(self) -> None:
-        path = self._directory / runs.CHECKPOINT
-        partial = path.with_name(f"partial-{path.name}")
         values = {f"variable_{index}": np.asarray(v) for index, v in enumerate(_state(self.model))}
         values["history"] = np.array(json.dumps(self._history))
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **values)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(self._directory / runs.CHECKPOINT) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **values)
 
 
 def _state(model: keras.Model) -> list[keras.Variable]:

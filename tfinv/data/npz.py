@@ -1,7 +1,6 @@
 """NumPy .npz files: read without trusting them, written atomically; a user's own dataset is one."""
 
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 
 from tfinv.data.dataset import Dataset
 from tfinv.errors import UsageError
+from tfinv.files import replacing
 
 # The four arrays of a dataset; Keras's dataset files use the same names.
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -84,14 +84,8 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because os.replace is atomic only within one file system.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("xb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _read_arrays(archive: Any, path: Path) -> dict[str, np.ndarray]:
