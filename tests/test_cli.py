@@ -1,5 +1,6 @@
 """Command lines: bad input ends in one line and exit code 2, and costs nobody a file."""
 
+import json
 import re
 import resource
 import runpy
@@ -101,6 +102,38 @@ def test_value_out_of_bounds_is_named(train, failure, tmp_path, option, value):
     error = failure(train, option, value)
     assert f"Received: {option[2:].replace('-', '_')}={value}" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_last_of_two_presets_gives_name_and_values(train, tmp_path):
+    train("--preset", "cnn_00", "--preset", "quick", "--limit", 20)
+    assert json.loads((tmp_path / "out" / RUN_ID / runs.CONFIG).read_text())["model"]["dropout_rate"] == 0.5
+
+
+def test_divergence_is_named_and_keeps_what_was_finite(train, failure, finished, tmp_path):
+    error = failure(train, "--learning-rate", 1e30, "--epochs", 3)
+    assert "diverged in epoch" in error and "--learning-rate" in error
+    assert not (tmp_path / "out" / RUN_ID / runs.MODEL).exists()
+
+
+def test_missing_extra_costs_no_run(finished, failure, train, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "out" / RUN_ID)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    assert "tfinv[tensorboard]" in failure(train, "--tensorboard", "--overwrite")
+    assert contents(tmp_path / "out") == before
+
+
+def test_second_process_at_one_run_is_refused(failure, train, tmp_path):
+    with runs.locked(tmp_path / "out" / RUN_ID):
+        assert "Another process" in failure(train)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--limit", 0), ("--limit", -5), ("--seed", -3), ("--seed", 2**70)]
+)
+def test_evaluation_values_out_of_bounds(failure, finished, option, value):
+    assert f"Received: {option[2:]}={value}" in failure(evaluate, finished, option, value)
 
 
 def test_images_too_small_for_the_network(failure, digits_npz, tmp_path):
@@ -217,9 +250,8 @@ def test_evaluation_of_run_file_and_export_agree(finished, tmp_path, failure):
         assert (tmp_path / str(index) / "figures" / "accuracy.png").is_file()
     stored = pd.read_csv(finished / runs.INVARIANCE)
     for table in tables:
-        assert (
-            table.value.tolist() == stored.value.tolist() and table.metric.tolist() == stored.metric.tolist()
-        )
+        assert table.value.equals(stored.value) and table.metric.tolist() == stored.metric.tolist()
+        assert set(table.run_id) == {RUN_ID} and set(table.model) == {"cnn_quick"}
     before = contents(tmp_path / "0")
     assert "--overwrite" in failure(evaluate, finished, *data, "--output", tmp_path / "0")
     assert contents(tmp_path / "0") == before

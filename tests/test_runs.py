@@ -129,3 +129,19 @@ def test_replace_finds_the_section_of_a_field():
 def test_configuration_is_plain_json(run):
     values = json.loads((run / "config.json").read_text())
     assert values["model_name"] == "cnn" and values["model"]["filters"] == [32, 64]
+
+
+def test_fewer_epochs_are_no_resumption(tmp_path):
+    config = CONFIG
+    runs.prepare(tmp_path / "run", runs.replace(config, epochs=9))
+    with pytest.raises(UsageError, match=r"training.epochs 9 -> 8 \(give --epochs\)"):
+        runs.prepare(tmp_path / "run", runs.replace(config, epochs=8), resume=True)
+    runs.prepare(tmp_path / "run", runs.replace(config, epochs=10), resume=True)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / ".partial-1-config.json").write_text("{")
+    runs.prepare(directory, CONFIG)
+    assert [path.name for path in directory.iterdir()] == [runs.CONFIG]

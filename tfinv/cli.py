@@ -1,6 +1,7 @@
 """Command lines generated from the configuration dataclasses, and how they end on bad input."""
 
 import contextlib
+import errno
 import functools
 import importlib
 import io
@@ -8,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,18 @@ import tyro
 
 from tfinv.errors import UsageError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def guarded(function: Callable[[], Any]) -> None:
-    """Calls `function`; bad input and full disks end in one line and exit code 2, without a traceback."""
+
+def guarded(function: Callable[[], Any], advice: str = "") -> None:
+    """Calls `function`; bad input and full disks end in one line and exit code 2, without a traceback.
+
+    Args:
+        function: What to do.
+        advice: How to go on after an interruption or a full disk.
+    """
     logging.basicConfig(format="%(message)s")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     logging.getLogger("tfinv").setLevel(logging.INFO)
     try:
         function()
@@ -28,9 +38,10 @@ def guarded(function: Callable[[], Any]) -> None:
     except OSError as error:
         what = error.strerror or str(error)
         where = f": {error.filename}" if error.filename else ""
-        _fail(f"{what}{where}. Finished work is kept; make room or choose another --output, then --resume.")
+        remedy = f" Make room. {advice}" if error.errno in _FULL else ""
+        _fail(f"{what}{where}.{remedy}")
     except KeyboardInterrupt:
-        print("Interrupted; --resume goes on from the last finished epoch.", file=sys.stderr)
+        print(f"Interrupted. {advice}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -74,7 +85,10 @@ def train(model_name: str, default_preset: str, description: str, arguments: lis
     """
     quiet_tensorflow()
     arguments = sys.argv[1:] if arguments is None else arguments
-    guarded(lambda: _train(model_name, default_preset, description, arguments))
+    guarded(
+        lambda: _train(model_name, default_preset, description, arguments),
+        "Finished epochs are kept; --resume goes on from there.",
+    )
 
 
 def _train(model_name: str, default_preset: str, description: str, arguments: list[str]) -> None:
@@ -144,12 +158,14 @@ def parse(function: Callable[..., Any], description: str, arguments: list[str] |
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
-    for index, argument in enumerate(arguments):
-        if argument == option and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{option}="):
-            return argument.removeprefix(f"{option}=")
-    return None
+    """Returns the last value given for `option`, the one that the parser will take, too."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == option:
+            value = following
+        elif argument.startswith(f"{option}="):
+            value = argument.removeprefix(f"{option}=")
+    return value
 
 
 def evaluate(description: str, arguments: list[str] | None = None) -> None:

@@ -45,7 +45,7 @@ def evaluate_invariance(
 
     Returns:
         Tidy rows: for each test the mean accuracy over the passes (metric "Ptest"), its variance
-        across passes ("Ptest_variance"), and the number of passes ("repeats").
+        across passes ("Ptest_variance", NaN for a single pass), and the number of passes ("repeats").
 
     Raises:
         UsageError: If a name or path is unknown, or the classes do not fit the dataset.
@@ -59,14 +59,14 @@ def evaluate_invariance(
         for index, (name, test) in enumerate(protocol.evaluations.items()):
             part = split if test.classes == "all" else split.only(split.restricted)
             draw = repeat * len(protocol.evaluations) + index
-            parameters = sample_parameters(protocol, part.restricted, seed, draw, test.range)
+            parameters = sample_parameters(protocol, part.restricted, seed, draw, test.range, "test")
             # No images, no accuracy: a small limit may leave none of a restricted class.
             correct = _predict(classify, part, parameters) == part.labels if len(part) else [np.nan]
             passes[name].append(float(np.mean(correct)))
     for name, test in protocol.evaluations.items():
-        values = np.array(passes[name])
-        rows.append(provenance.row(name, values.mean(), test.classes))
-        rows.append(provenance.row(f"{name}_variance", values.var(), test.classes))
+        variance = np.var(passes[name], ddof=1) if repeats > 1 else np.nan
+        rows.append(provenance.row(name, float(np.mean(passes[name])), test.classes))
+        rows.append(provenance.row(f"{name}_variance", float(variance), test.classes))
     return to_frame(rows)
 
 

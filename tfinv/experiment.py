@@ -9,8 +9,8 @@ import pandas as pd
 import tensorflow as tf
 from rich.console import Console
 
-from tfinv import evaluation, export, figures, ops, report, results, runs, training
-from tfinv.config import EvaluationConfig, RunConfig
+from tfinv import evaluation, export, figures, models, ops, report, results, runs, training
+from tfinv.config import EvaluationConfig, RunConfig, check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
@@ -43,11 +43,25 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
     test = select(protocol, dataset, "test", limit=config.limit)
     if not len(select(protocol, dataset, "train", config.training.validation_fraction, config.limit)):
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
-    asked = getattr(config.model, "implementation", None)
-    implementation = ops.resolve_implementation(asked) if asked else ""
-    training.build_model(config, dataset.image_shape, len(test.class_names))
+    implementation = _implementation(config)
+    training.check(config, dataset.image_shape, len(test.class_names))
+    check_writable(output)
     directory = output / config.run_id
-    runs.prepare(directory, config, overwrite, resume)
+    with runs.locked(directory):
+        runs.prepare(directory, config, overwrite, resume)
+        _run(config, protocol, dataset, test, directory, implementation, console)
+    return directory
+
+
+def _run(
+    config: RunConfig,
+    protocol: Protocol,
+    dataset: Dataset,
+    test: Split,
+    directory: Path,
+    implementation: str,
+    console: Console,
+) -> None:
     accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
     runs.write_environment(directory, accelerators, sys.argv)
     console.print(f"Run {config.run_id}: {config.training.epochs} epochs, results in {directory}")
@@ -67,18 +81,14 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         history = pd.read_csv(directory / runs.HISTORY)
         figures.save(figures.training_curves(history), directory / runs.FIGURES / "training.png")
     export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
-    console.print(
-        report.invariance_table(
-            rows, protocol, report.article_figures(vars(config), protocol, dataset.name), config.run_id
-        )
-    )
+    article = report.article_figures(config, protocol, config.dataset)
+    console.print(report.invariance_table(rows, protocol, article, config.run_id))
     written = [
         path.relative_to(directory)
         for folder in (".", runs.FIGURES)
         for path in (directory / folder).iterdir()
     ]
     console.print(f"In {directory}: {', '.join(sorted(map(str, written)))}")
-    return directory
 
 
 def evaluate(
@@ -116,30 +126,34 @@ def evaluate(
     Raises:
         UsageError: On any bad input; found before anything is written.
     """
-    directory = model if model.is_dir() else model.parent
-    if not (directory / runs.CONFIG).is_file() and (directory.parent / runs.CONFIG).is_file():
-        directory = directory.parent  # the export/ folder of a run
-    stored = runs.read_config(directory) if (directory / runs.CONFIG).is_file() else {}
-    if (model / runs.CONFIG).is_file():
+    check_range("seed", seed, low=0, high=2**31 - 1)
+    check_range("limit", 1 if limit is None else limit, low=1)
+    directory, stored = _run_of(model.resolve())
+    if model.resolve() == directory:
         model = model / runs.MODEL
     if output is not None and (output / runs.INVARIANCE).exists() and not overwrite:
         raise UsageError(f"Results exist: {output / runs.INVARIANCE}. Use --overwrite or another --output.")
-    chosen = get_protocol(protocol or stored.get("protocol", "rotate-34"))
-    chosen = chosen.replace(_classes(stored, "restricted_classes"), _classes(stored, "excluded_classes"))
+    chosen = get_protocol(protocol or (stored.protocol if stored else "rotate-34"))
+    if stored:
+        chosen = chosen.replace(stored.restricted_classes, stored.excluded_classes)
     chosen = chosen.replace(restricted_classes, excluded_classes)
-    loaded = evaluation.load_model(model)
-    data = load_dataset(dataset or stored.get("dataset", "mnist"))
     if output is not None:
         check_writable(output)
-    label = directory.name if stored else model.stem
-    provenance = Provenance(label, label, data.name, chosen.name, seed, "")
+    loaded = evaluation.load_model(model)
+    dataset = dataset or (stored.dataset if stored else "mnist")
+    data = load_dataset(dataset)
+    name = directory.name if stored else model.stem
+    label = stored.label if stored else model.stem
+    if model.name == runs.BEST_MODEL:
+        name, label = f"{name} (best epoch)", f"{label} (best epoch)"
+    provenance = Provenance(name, label, data.name, chosen.name, seed, _implementation(stored))
     rows = _evaluate(loaded, chosen, data, options or EvaluationConfig(), seed, limit, provenance)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         results.write_csv(output / runs.INVARIANCE, rows)
         _draw(rows, chosen, output / runs.FIGURES)
-    article = report.article_figures(stored, chosen, data.name)
-    Console().print(report.invariance_table(rows, chosen, article, label))
+    article = report.article_figures(stored, chosen, dataset) if stored else {}
+    Console().print(report.invariance_table(rows, chosen, article, name))
     return rows
 
 
@@ -177,5 +191,16 @@ def _draw(
         figures.save(figure, folder / "reconstructions.png")
 
 
-def _classes(stored: dict, key: str) -> tuple[int, ...] | None:
-    return None if stored.get(key) is None else tuple(stored[key])
+def _run_of(model: Path) -> tuple[Path, RunConfig | None]:
+    """Returns the run directory that a model is in, or is, and its configuration; None if it is in none."""
+    for directory in (model, model.parent):
+        # A model of another library may lie beside a config.json of another kind.
+        if (directory / runs.CONFIG).is_file() and "model_name" in runs.read_config(directory):
+            return directory, models.read_run_config(directory)
+    return model.parent, None
+
+
+def _implementation(config: RunConfig | None) -> str:
+    """Returns what the routing of a network runs on; empty if it has none."""
+    asked = getattr(config.model, "implementation", None) if config else None
+    return ops.resolve_implementation(asked) if asked else ""

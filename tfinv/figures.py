@@ -1,6 +1,7 @@
 """Figures drawn from result tables (and, for reconstructions, from the model); saved, never shown."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib
@@ -185,22 +186,28 @@ def _chance(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _training_ranges(protocol: Protocol) -> list[tuple[float, float]]:
-    """The restricted range; for angles, as often as it shows between -180 and 180 degrees."""
+    """The restricted range; for a periodic parameter, as often as it shows in one period about 0."""
     low, high = protocol.restricted.low, protocol.restricted.high
-    if protocol.transformation != "rotation":
+    period = _transform(protocol).PERIOD
+    if period is None:
         return [(low, high)]
-    turns = [(low + turn, high + turn) for turn in (-720, -360, 0, 360, 720)]
-    return [(left, right) for left, right in turns if left < 180 and right > -180]
+    turns = [(low + turn * period, high + turn * period) for turn in range(-2, 3)]
+    return [(left, right) for left, right in turns if left < period / 2 and right > -period / 2]
 
 
 def _full_turn(axes: Axes, protocol: Protocol) -> None:
-    if protocol.transformation == "rotation":
-        axes.set_xticks(np.arange(-180, 181, 45))
-        axes.set_xlim(-180, 180)
+    period = _transform(protocol).PERIOD
+    if period is not None:
+        axes.set_xticks(np.linspace(-period / 2, period / 2, 9))
+        axes.set_xlim(-period / 2, period / 2)
+
+
+def _transform(protocol: Protocol) -> ModuleType:
+    return get_transform(protocol.transformation)
 
 
 def _unit(protocol: Protocol) -> str:
-    return get_transform(protocol.transformation).UNIT
+    return _transform(protocol).UNIT
 
 
 def _title(rows: pd.DataFrame, text: str) -> str:

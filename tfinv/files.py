@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tfinv.errors import UsageError
 
+_PREFIX = ".partial-"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -21,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
         Path to write the new file or folder to; nothing stays there if the block fails.
     """
     # In the same folder, because a rename is atomic only within one file system.
-    partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name}")
+    partial = path.with_name(f"{_PREFIX}{uuid.uuid4().hex}-{path.name}")
     try:
         yield partial
         if partial.is_dir():
@@ -30,6 +32,15 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def remove_partial(directory: Path) -> None:
+    """Removes what `replacing` left in `directory` when its process was killed."""
+    for partial in directory.glob(f"{_PREFIX}*"):
+        if partial.is_dir():
+            shutil.rmtree(partial)
         else:
             partial.unlink(missing_ok=True)
 

@@ -1,14 +1,15 @@
 """Tables for people, made from result rows: on the terminal, and docs/results.md."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
 from tfinv import figures, models, results, runs
+from tfinv.config import RunConfig
 from tfinv.data import Protocol, get_protocol
 from tfinv.errors import UsageError
 
@@ -46,24 +47,25 @@ def invariance_table(
     if article:
         table.add_column("article", justify="right")
     for name, test in protocol.evaluations.items():
-        cells = [name, test.description, f"{values[name]:.4f}", f"{values[f'{name}_variance']:.1e}"]
+        variance = values[f"{name}_variance"]
+        spread = "-" if math.isnan(variance) else f"{variance:.1e}"
+        cells = [name, test.description, f"{values[name]:.4f}", spread]
         table.add_row(*cells, *([f"{article[name]:.4f}"] if name in article else []))
     return table
 
 
-def article_figures(config: Mapping[str, Any], protocol: Protocol, dataset: str) -> dict[str, float]:
+def article_figures(config: RunConfig, protocol: Protocol, dataset: str) -> dict[str, float]:
     """Returns what the article's authors measured for the network of a run; empty if they did not.
 
     Args:
-        config: Configuration of the run, as config.json holds it.
+        config: Configuration of the run.
         protocol: What the network is tested under.
-        dataset: Name of what it is tested on.
+        dataset: Name or path of what it is tested on.
     """
-    name, preset = config.get("model_name"), config.get("preset")
     if dataset != "mnist" or protocol != get_protocol("rotate-34"):
         return {}
-    presets = models.get_model(name).PRESETS if name in models.available() else {}
-    return dict(presets[preset].article) if preset in presets else {}
+    preset = models.get_model(config.model_name).PRESETS.get(config.preset)
+    return dict(preset.article) if preset is not None and preset.model == config.model else {}
 
 
 def render_results(docs: Path) -> None:
@@ -78,53 +80,52 @@ def render_results(docs: Path) -> None:
     folders = sorted(path.parent for path in (docs / "results").glob(f"*/{runs.INVARIANCE}"))
     if not folders:
         raise UsageError(f"No runs in {docs / 'results'}. Copy the tables of finished runs there.")
-    sections = [_INTRODUCTION]
-    tables = {folder.name: results.read_csv(folder / runs.INVARIANCE) for folder in folders}
-    by_protocol: dict[str, list[Path]] = {}
+    tables = {folder: results.read_csv(folder / runs.INVARIANCE) for folder in folders}
+    groups: dict[tuple, list[Path]] = {}
     for folder in folders:
-        by_protocol.setdefault(runs.read_config(folder)["protocol"], []).append(folder)
-    for name, members in by_protocol.items():
-        protocol = get_protocol(name)
-        figure = Path("figures") / f"{name}.png"
-        rows = pd.concat([tables[folder.name] for folder in members])
+        config = models.read_run_config(folder)
+        key = (config.dataset, config.protocol, config.restricted_classes, config.excluded_classes)
+        groups.setdefault(key, []).append(folder)
+    sections = [_INTRODUCTION]
+    for (dataset, name, restricted, excluded), members in groups.items():
+        protocol = get_protocol(name).replace(restricted, excluded)
+        others = "" if restricted is None else f", restricted classes {', '.join(map(str, restricted))}"
+        figure = Path("figures") / f"{'-'.join([name, Path(dataset).stem, *map(str, restricted or ())])}.png"
+        rows = pd.concat([tables[folder] for folder in members])
         figures.save(figures.comparison(rows, protocol), docs / figure)
         sections += [
-            f"## {name}\n",
-            _markdown(_result_row(folder, tables[folder.name], protocol) for folder in members),
+            f"## {name} on {dataset}{others}\n",
+            _markdown(_result_row(folder, tables[folder], protocol) for folder in members),
             f"![Accuracy of the restricted classes against the parameter]({figure})\n",
             "### Budgets and commands\n",
-            _markdown(_budget_row(folder) for folder in members),
+            _markdown(_budget_row(folder, tables[folder]) for folder in members),
         ]
     (docs / "results.md").write_text("\n".join(sections))
 
 
 def _result_row(folder: Path, rows: pd.DataFrame, protocol: Protocol) -> dict[str, str]:
     values = rows.set_index("metric").value
-    config = runs.read_config(folder)
-    article = article_figures(config, protocol, config["dataset"])
+    config = models.read_run_config(folder)
+    article = article_figures(config, protocol, config.dataset)
     row = {"run": f"`{folder.name}`"}
     for name in protocol.evaluations:
-        spread = values[f"{name}_variance"] ** 0.5
-        row[name] = f"{values[name]:.4f} ± {spread:.4f}"
+        row[name] = f"{values[name]:.4f} ± {values[f'{name}_variance'] ** 0.5:.4f}"
         row[f"{name} (article)"] = f"{article[name]:.4f}" if name in article else "-"
     return row
 
 
-def _budget_row(folder: Path) -> dict[str, str]:
-    config = runs.read_config(folder)
+def _budget_row(folder: Path, rows: pd.DataFrame) -> dict[str, str]:
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
     history = pd.read_csv(folder / runs.HISTORY)
-    rows = results.read_csv(folder / runs.INVARIANCE)
-    device = (
-        ", ".join(environment["accelerators"]) or f"{environment['processor']}, {environment['cores']} cores"
-    )
+    processor = f"{environment['processor']}, {environment['cores']} cores"
+    device = ", ".join(environment["accelerators"]) or processor
     return {
         "run": f"`{folder.name}`",
         "command": f"`{environment['command']}`",
         "epochs": str(len(history)),
         "training": f"{history.seconds.sum() / 60:.1f} min",
         "passes": f"{rows[rows.metric == 'repeats'].value.iloc[0]:.0f}",
-        "seed": str(config["seed"]),
+        "seed": str(models.read_run_config(folder).seed),
         "routing": ", ".join(rows.implementation.dropna().unique()) or "-",
         "device": f"{device}; TensorFlow {environment['tensorflow']}",
     }

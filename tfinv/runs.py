@@ -2,18 +2,23 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import shlex
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from tfinv.config import RunConfig, to_json
 from tfinv.errors import UsageError
-from tfinv.files import replacing
+from tfinv.files import remove_partial, replacing
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -33,7 +38,8 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
         directory: The run directory.
         config: What is going to run.
         overwrite: Delete an earlier run of that name.
-        resume: Go on with an earlier run; its configuration must be the same but for the epochs.
+        resume: Go on with an earlier run; its configuration must be the same but for the evaluation and
+            more epochs.
 
     Raises:
         UsageError: If a run exists and neither is given, both are, or the configuration differs.
@@ -41,6 +47,8 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
     """
     if overwrite and resume:
         raise UsageError("Choose one of --overwrite and --resume.")
+    if directory.is_dir():
+        remove_partial(directory)
     if directory.exists() and any(directory.iterdir()):
         if not (directory / CONFIG).is_file():
             raise UsageError(f"Not a run directory, so it is left alone: {directory} (no {CONFIG})")
@@ -55,6 +63,26 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / CONFIG) as partial:
         partial.write_text(to_json(config))
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keeps a second process of this machine away from a run directory, which need not exist yet.
+
+    Raises:
+        UsageError: If another process holds it.
+    """
+    # Outside the directory, because --overwrite deletes that, and not beside it, where it would be litter.
+    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"tfinv-{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(f"Another process is at work in {directory}. Wait for it or end it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -115,6 +143,9 @@ def _check_same(directory: Path, config: RunConfig) -> None:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key != "training.epochs" and not key.startswith("evaluation.")
     ]
+    started_with = old.get("training.epochs", 0)
+    if new["training.epochs"] < started_with:
+        differing.append(f"training.epochs {started_with} -> {new['training.epochs']} (give --epochs)")
     if differing:
         raise UsageError(f"Cannot resume {directory} with another configuration: {'; '.join(differing)}")
 

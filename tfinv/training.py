@@ -1,7 +1,9 @@
 """Training by `model.fit`, with checkpoints from which a killed run goes on bitwise the same."""
 
 import contextlib
+import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -60,6 +62,13 @@ def build_model(config: RunConfig, image_shape: tuple[int, int, int], num_classe
         ) from None
 
 
+def check(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises UsageError if `train` could not start: a network that cannot be built, a missing extra."""
+    build_model(config, image_shape, num_classes)
+    if config.training.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("TensorBoard is not installed: pip install 'tfinv[tensorboard]'")
+
+
 def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Path) -> keras.Model:
     """Trains the network of a run, from its last checkpoint if there is one.
 
@@ -99,7 +108,9 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
         train_data = batches(protocol, split, training.batch_size, config.seed, training.epochs, start)
         held_out_data = None
         if len(held_out):
-            held_out_data = batches(protocol, held_out, training.batch_size, config.seed, shuffle=False)
+            held_out_data = batches(
+                protocol, held_out, training.batch_size, config.seed, shuffle=False, stream="validation"
+            )
             held_out_data = held_out_data.map(objective.adapt)
         objective.model.fit(
             train_data.map(objective.adapt),
@@ -112,12 +123,19 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
             # A bar where somebody watches, a line an epoch in a log.
             verbose=1 if sys.stdout.isatty() else 2,
         )
-    if training.precision != "float32":
-        float_model = build_model(config, dataset.image_shape, num_classes)
-        float_model.set_weights(model.get_weights())
-        model = float_model
+    if training.precision != "float32":  # what is kept and exported is in full precision
+        model = _copied(model, build_model(config, dataset.image_shape, num_classes))
+        best = directory / runs.BEST_MODEL
+        if best.is_file():
+            best_model = keras.models.load_model(best, compile=False)
+            save_model(_copied(best_model, build_model(config, dataset.image_shape, num_classes)), best)
     save_model(model, directory / runs.MODEL)
     return model
+
+
+def _copied(source: keras.Model, target: keras.Model) -> keras.Model:
+    target.set_weights(source.get_weights())
+    return target
 
 
 def save_model(model: keras.Model, path: Path) -> None:
@@ -127,13 +145,7 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def _tensorboard(config: TrainingConfig, directory: Path) -> list[keras.callbacks.Callback]:
-    if not config.tensorboard:
-        return []
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        raise UsageError("TensorBoard is not installed: pip install 'tfinv[tensorboard]'") from None
-    return [keras.callbacks.TensorBoard(directory / "tensorboard")]
+    return [keras.callbacks.TensorBoard(directory / "tensorboard")] if config.tensorboard else []
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -181,6 +193,12 @@ class Checkpoint(keras.callbacks.Callback):
         row = {"run_id": self._run_id, "epoch": epoch + 1, "seconds": time.monotonic() - self._epoch_start}
         row.update({key: float(value) for key, value in (logs or {}).items()})
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if not math.isfinite(row["loss"]):
+            raise UsageError(
+                f"Training diverged in epoch {epoch + 1}: loss={row['loss']} at learning_rate="
+                f"{row['learning_rate']:g}. The epochs before it are kept; start again with a lower "
+                "--learning-rate and --overwrite."
+            )
         loss = [past.get("val_loss", past["loss"]) for past in self._history]
         improved = row.get("val_loss", row["loss"]) < min(loss, default=np.inf)
         self._history.append(row)
@@ -193,7 +211,7 @@ class Checkpoint(keras.callbacks.Callback):
         values = {f"variable_{index}": np.asarray(v) for index, v in enumerate(_state(self.model))}
         values["history"] = np.array(json.dumps(self._history))
         with replacing(self._directory / runs.CHECKPOINT) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **values)
+            np.savez(file, **values)  # type: ignore[arg-type]
 
 
 def _state(model: keras.Model) -> list[keras.Variable]:

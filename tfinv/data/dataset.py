@@ -58,7 +58,7 @@ def _check_images(name: str, key: str, images: np.ndarray) -> None:
         )
     if images.dtype == np.uint8:
         return
-    if not np.issubdtype(images.dtype, np.floating):
+    if images.dtype not in (np.float16, np.float32, np.float64):
         raise UsageError(
             f"Invalid images in {name}. Expected {key} as uint8 in 0..255 or as floating point in 0..1. "
             f"Received: {key}.dtype={images.dtype}"

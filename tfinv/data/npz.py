@@ -85,7 +85,8 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("xb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        # numpy before 2.2 knows no allow_pickle here and would store it as an array.
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
 
 
 def _read_arrays(archive: Any, path: Path) -> dict[str, np.ndarray]:

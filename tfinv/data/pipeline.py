@@ -13,11 +13,17 @@ from tfinv.data.protocol import Protocol, Range, Split, get_protocol, select
 from tfinv.data.transforms import get_transform
 
 # Different uses of one seed must not share random numbers.
-_ORDER, _PARAMETERS = 0, 1
+_PURPOSES = ("order", "parameters")
+_STREAMS = ("train", "validation", "test")
 
 
 def sample_parameters(
-    protocol: Protocol, restricted: np.ndarray, seed: int, epoch, override: Range | None = None
+    protocol: Protocol,
+    restricted: np.ndarray,
+    seed: int,
+    epoch,
+    override: Range | None = None,
+    stream: str = "train",
 ) -> tf.Tensor:
     """Draws one parameter for each image, from the range of its class.
 
@@ -27,22 +33,23 @@ def sample_parameters(
         seed: Seed, at least 0.
         epoch: Pass number, at least 0 (int or scalar tensor).
         override: Range for all images in place of the protocol's.
+        stream: "train", "validation" or "test"; each has random numbers of its own.
 
     Returns:
         Parameters [N, *PARAMETER_SHAPE], float32.
     """
     transform = get_transform(protocol.transformation)
     free, limited = override or protocol.free, override or protocol.restricted
-    uniforms = tf.random.stateless_uniform(
-        (len(restricted), *transform.PARAMETER_SHAPE), _key(seed, epoch, _PARAMETERS), alg="philox"
-    )
+    shape = (len(restricted), *transform.PARAMETER_SHAPE)
+    uniforms = tf.random.stateless_uniform(shape, _key(seed, epoch, "parameters", stream), alg="philox")
     low = tf.where(restricted, np.float32(limited.low), np.float32(free.low))
     high = tf.where(restricted, np.float32(limited.high), np.float32(free.high))
     return transform.sample(uniforms, low, high)
 
 
-def _key(seed: int, epoch, purpose: int) -> tf.Tensor:
-    start = tf.constant([seed, purpose], tf.int64)
+def _key(seed: int, epoch, purpose: str, stream: str) -> tf.Tensor:
+    use = _PURPOSES.index(purpose) + len(_PURPOSES) * _STREAMS.index(stream)
+    start = tf.constant([seed, use], tf.int64)
     return tf.random.fold_in(start, tf.cast(epoch, tf.int64), alg="philox")
 
 
@@ -100,7 +107,7 @@ def make_dataset(
     dataset = load_dataset(data) if isinstance(data, str) else data
     part = select(protocol, dataset, split, validation_fraction, limit)
     shuffle = split == "train" if shuffle is None else shuffle
-    return batches(protocol, part, batch_size, seed, epochs, start_epoch, shuffle)
+    return batches(protocol, part, batch_size, seed, epochs, start_epoch, shuffle, split)
 
 
 def batches(
@@ -111,8 +118,9 @@ def batches(
     epochs: int = 1,
     start_epoch: int = 0,
     shuffle: bool = True,
+    stream: str = "train",
 ) -> tf.data.Dataset:
-    """Makes the pipeline of selected images; see `make_dataset`."""
+    """Makes the pipeline of selected images; see `make_dataset` and, for `stream`, `sample_parameters`."""
     count = len(split)
     images, labels = tf.constant(split.images), tf.constant(split.labels)
 
@@ -121,9 +129,12 @@ def batches(
     def epoch_batches(epoch):
         order = tf.range(count)
         if shuffle:
-            order = tf.random.experimental.stateless_shuffle(order, _key(seed, epoch, _ORDER), alg="philox")
+            key = _key(seed, epoch, "order", stream)
+            order = tf.random.experimental.stateless_shuffle(order, key, alg="philox")
         # The parameter belongs to the image, not to its place in the order.
-        parameters = tf.gather(sample_parameters(protocol, split.restricted, seed, epoch), order)
+        parameters = tf.gather(
+            sample_parameters(protocol, split.restricted, seed, epoch, stream=stream), order
+        )
         return tf.data.Dataset.from_tensor_slices((order, parameters)).batch(batch_size)
 
     @tf.autograph.experimental.do_not_convert

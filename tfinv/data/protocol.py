@@ -88,10 +88,11 @@ class Protocol:
                 classes are left.
         """
         kept = tuple(label for label in dataset.classes if label not in self.excluded_classes)
-        missing = [label for label in self.restricted_classes if label not in kept]
+        trained = set(dataset.y_train.tolist()) & set(kept)
+        missing = [label for label in self.restricted_classes if label not in trained]
         if missing:
             raise UsageError(
-                f"Restricted classes must occur in the dataset and not be excluded. Expected classes of "
+                f"Restricted classes must occur in training and not be excluded. Expected classes of "
                 f"{dataset.name}: {_listed(kept)} (choose with --restricted-classes). "
                 f"Received: {_listed(missing)}"
             )

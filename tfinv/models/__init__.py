@@ -10,15 +10,26 @@ A model module defines:
     objective(model)                optional: the tfinv.models.Objective to fit; cross entropy otherwise
 """
 
+from pathlib import Path
 from types import ModuleType
 
 import keras
 
-from tfinv import registry
+from tfinv import registry, runs
+from tfinv.config import RunConfig, from_dict
 from tfinv.errors import UsageError
 from tfinv.models._base import Objective, Preset, classification
 
-__all__ = ["Objective", "Preset", "available", "build", "get_model", "get_preset", "objective"]
+__all__ = [
+    "Objective",
+    "Preset",
+    "available",
+    "build",
+    "get_model",
+    "get_preset",
+    "objective",
+    "read_run_config",
+]
 
 
 def available() -> list[str]:
@@ -73,6 +84,17 @@ def build(
             f"Received: {', '.join(unknown)}"
         )
     return module.build(module.Config(**{**values, **config}), input_shape, num_classes)
+
+
+def read_run_config(directory: Path) -> RunConfig:
+    """Returns the configuration of a run directory, with that of its model.
+
+    Raises:
+        UsageError: If the directory holds no readable configuration of a known model.
+    """
+    values = runs.read_config(directory)
+    module = get_model(values.get("model_name", ""))
+    return from_dict(RunConfig[module.Config], values)  # type: ignore[name-defined]
 
 
 def objective(name: str, model: keras.Model) -> Objective:

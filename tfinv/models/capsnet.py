@@ -7,7 +7,6 @@ Reference:
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import keras
 from keras import layers
@@ -16,6 +15,7 @@ from tfinv.config import EvaluationConfig, TrainingConfig
 from tfinv.layers import ClassMask, Length, PrimaryCapsules, RoutingCapsules
 from tfinv.losses import MarginLoss
 from tfinv.models._base import Objective, Preset, classification
+from tfinv.ops import Implementation
 
 # The paper sums squared errors over 784 pixels and scales by 0.0005; on the mean that is 0.392.
 RECONSTRUCTION_WEIGHT = 0.392
@@ -37,7 +37,7 @@ class Config:
     """Components of a class capsule's pose."""
     num_iterations: int = 3
     """Routing iterations."""
-    implementation: Literal["auto", "reference", "fused"] = "auto"
+    implementation: Implementation = "auto"
     """Routing implementation: auto, reference or fused."""
     decoder_units: tuple[int, ...] = (512, 1024)
     """Units of the decoder's hidden layers; empty for no decoder."""

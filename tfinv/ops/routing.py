@@ -2,13 +2,13 @@
 
 import logging
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from tfinv.errors import UsageError
 from tfinv.ops import reference
 
 Implementation = Literal["auto", "reference", "fused"]
-IMPLEMENTATIONS: tuple[str, ...] = ("auto", "reference", "fused")
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
 _logger = logging.getLogger("tfinv")
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfinv.data import projective
 
 PARAMETER_SHAPE = ()
+PERIOD = 360.0
 UNIT = "degrees"
 
 

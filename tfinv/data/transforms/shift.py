@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfinv.data import projective
 
 PARAMETER_SHAPE = (2,)
+PERIOD = None
 UNIT = "pixels"
 
 
