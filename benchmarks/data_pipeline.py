@@ -6,10 +6,7 @@
 Every peer first has to compute what tfinv computes, or nothing is timed. Then all take the same uint8
 images to rotated float32 images in 0..1, each by an angle of its own, in interleaved rounds on one core.
 The images are synthetic, so nothing is downloaded. Takes about 30 seconds. The target is 30,000
-images/s for tfinv. Measured on a shared x86 server, medians of five runs beside other processes: 36,000 to
-41,000 images/s for tfinv, in the bare pipeline and in make_dataset (62,000 to 67,000 a CPU second in
-two of them, without the time of others); the same for RandomRotation, which calls the same TensorFlow kernel;
-17,000 to 22,000 for PIL; 11,000 to 17,000 for SciPy.
+images/s for tfinv; docs/performance.md has what was measured.
 """
 
 import os

@@ -184,7 +184,8 @@ def test_mixed_precision_trains_and_saves_float32(train, tmp_path, digits):
     assert np.isfinite(losses).all()
     assert losses != [row["loss"] for row in state(tmp_path / "exact")[1]], "the policy had no effect"
     images = digits.x_test[:5].astype(np.float32) / 255
-    for loaded in (model, keras.models.load_model(tmp_path / "mixed" / runs.MODEL)):
+    files = (tmp_path / "mixed" / name for name in (runs.MODEL, runs.BEST_MODEL))
+    for loaded in (model, *map(keras.models.load_model, files)):
         assert {layer.compute_dtype for layer in loaded.layers} == {"float32"}
         scores = np.asarray(loaded(images)["scores"])
         assert np.isfinite(scores).all() and scores.dtype == np.float32

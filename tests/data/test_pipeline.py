@@ -106,6 +106,15 @@ def test_epochs_differ_in_order_and_in_parameters(digits):
     assert np.abs(np.corrcoef(first, second)[0, 1]) < 0.5
 
 
+def test_train_validation_and_test_share_no_random_numbers():
+    drawn = [
+        sample_parameters(PROTOCOLS["rotate-34"], np.zeros(50, bool), 0, epoch, stream=stream).numpy()
+        for stream in ("train", "validation", "test")
+        for epoch in range(4)
+    ]
+    assert len(np.unique(drawn)) == 12 * 50
+
+
 @pytest.mark.parametrize("start", [1, 2])
 def test_start_epoch_skips_whole_epochs_to_the_bit(digits, start):
     whole = list(make_dataset(ROTATE_34, "train", 25, 3, digits, epochs=3).as_numpy_iterator())
