@@ -5,6 +5,7 @@ import re
 import resource
 import runpy
 import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT, digit_arrays
-from tfinv import cli, models, runs, training
+from tfinv import cli, experiment, models, runs, training
 
 SMALL = ["--filters", "4", "8", "--dense-units", "16", "--batch-size", "16", "--epochs", "1"]
 FAST = ["--repeats", "1", "--grid-step", "180"]
@@ -107,6 +108,14 @@ def test_value_out_of_bounds_is_named(train, failure, tmp_path, option, value):
 def test_last_of_two_presets_gives_name_and_values(train, tmp_path):
     train("--preset", "cnn_00", "--preset", "quick", "--limit", 20)
     assert json.loads((tmp_path / "out" / RUN_ID / runs.CONFIG).read_text())["model"]["dropout_rate"] == 0.5
+
+
+def test_no_arguments_are_the_default_preset(monkeypatch):
+    """The README's main command has none."""
+    started = []
+    monkeypatch.setattr(experiment, "run", lambda config, *rest: started.append((config.run_id, *rest)))
+    cli.train("capsnet", "quick", "Trains.", [])
+    assert started == [("capsnet_quick-mnist-rotate-34-s0", Path("saved_models"), False, False)]
 
 
 def test_divergence_is_named_and_keeps_what_was_finite(train, failure, finished, tmp_path):

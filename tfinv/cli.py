@@ -160,9 +160,9 @@ def parse(function: Callable[..., Any], description: str, arguments: list[str] |
 def _value_of(option: str, arguments: list[str]) -> str | None:
     """Returns the last value given for `option`, the one that the parser will take, too."""
     value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for index, argument in enumerate(arguments):
         if argument == option:
-            value = following
+            value = next(iter(arguments[index + 1 :]), None)
         elif argument.startswith(f"{option}="):
             value = argument.removeprefix(f"{option}=")
     return value
