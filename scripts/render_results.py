@@ -2,7 +2,8 @@
 
     python scripts/render_results.py
 
-To add a run, copy its config.json, environment.json, history.csv and invariance.csv to docs/results/<run>/.
+To add a run, copy its config.json, environment.json, history.csv and invariance.csv to docs/results/<run>/,
+and those of its figures that are to be shown.
 """
 
 from pathlib import Path

@@ -43,6 +43,7 @@ def test_each_dataset_and_each_choice_of_classes_has_its_own_section(tmp_path):
     add_run(tmp_path, article_run(), 0.1234)
     add_run(tmp_path, article_run(dataset="fashion_mnist"), 0.9)
     add_run(tmp_path, article_run(restricted_classes=(0, 1), seed=5), 0.5, ("0", "1"))
+    (tmp_path / "results" / article_run().run_id / "taken_for.png").touch()
     report.render_results(tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "## rotate-34 on mnist\n" in text and "## rotate-34 on fashion_mnist\n" in text
@@ -50,6 +51,7 @@ def test_each_dataset_and_each_choice_of_classes_has_its_own_section(tmp_path):
     assert text.count("0.1234 ± 0.0100") == 4 and "| 1.5 min | 20 |" in text
     # The article's figures stand beside its own test only.
     assert text.count("0.9928") == 1
+    assert text.count("(results/cnn_bn_00-mnist-rotate-34-s0/taken_for.png)") == text.count(".png)") - 3 == 1
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {"rotate-34-mnist.png", "rotate-34-fashion_mnist.png", "rotate-34-mnist-0-1.png"}
 

@@ -53,9 +53,12 @@ def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure
 
 def comparison(rows: pd.DataFrame, protocol: Protocol) -> Figure:
     """Draws the mean accuracy over the restricted classes against the parameter, a curve for each run."""
-    accuracy = rows[(rows.metric == "accuracy") & rows.label.isin(map(str, protocol.restricted_classes))]
+    accuracy = rows[rows.metric == "accuracy"]
+    restricted = accuracy.label.isin(map(str, protocol.restricted_classes))
     figure, axes = _axes(protocol)
-    for index, (name, curve) in enumerate(accuracy.groupby("model")):
+    free = accuracy[~restricted].groupby("parameter").value.mean()
+    axes.plot(free.index, free, color=FREE, linestyle="--", label="other classes, mean of all networks")
+    for index, (name, curve) in enumerate(accuracy[restricted].groupby("model")):
         mean = curve.groupby("parameter").value.mean()
         axes.plot(
             mean.index,

@@ -72,7 +72,8 @@ def render_results(docs: Path) -> None:
     """Writes docs/results.md and its figures from the runs in docs/results/.
 
     Args:
-        docs: Folder with results/<run>/{config.json, environment.json, history.csv, invariance.csv}.
+        docs: Folder with results/<run>/{config.json, environment.json, history.csv, invariance.csv}, and
+            any of the run's figures that are to be shown.
 
     Raises:
         UsageError: If there is no run, or one is incomplete.
@@ -99,8 +100,9 @@ def render_results(docs: Path) -> None:
             f"![Accuracy of the restricted classes against the parameter]({figure})\n",
             "### Budgets and commands\n",
             _markdown(_budget_row(folder, tables[folder]) for folder in members),
+            *(_pictures(folder) for folder in members),
         ]
-    (docs / "results.md").write_text("\n".join(sections))
+    (docs / "results.md").write_text("\n".join(filter(None, sections)))
 
 
 def _result_row(folder: Path, rows: pd.DataFrame, protocol: Protocol) -> dict[str, str]:
@@ -129,6 +131,12 @@ def _budget_row(folder: Path, rows: pd.DataFrame) -> dict[str, str]:
         "routing": ", ".join(rows.implementation.dropna().unique()) or "-",
         "device": f"{device}; TensorFlow {environment['tensorflow']}",
     }
+
+
+def _pictures(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.png"))
+    pictures = [f"![{Path(name).stem} of {folder.name}](results/{folder.name}/{name})\n" for name in names]
+    return "\n".join([f"### {folder.name}\n", *pictures]) if pictures else ""
 
 
 def _markdown(rows: Iterable[dict[str, str]]) -> str:
