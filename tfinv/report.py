@@ -117,6 +117,7 @@ def _result_row(folder: Path, rows: pd.DataFrame, protocol: Protocol) -> dict[st
 
 
 def _budget_row(folder: Path, rows: pd.DataFrame) -> dict[str, str]:
+    config = models.read_run_config(folder)
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
     history = pd.read_csv(folder / runs.HISTORY)
     processor = f"{environment['processor']}, {environment['cores']} cores"
@@ -127,7 +128,8 @@ def _budget_row(folder: Path, rows: pd.DataFrame) -> dict[str, str]:
         "epochs": str(len(history)),
         "training": f"{history.seconds.sum() / 60:.1f} min",
         "passes": f"{rows[rows.metric == 'repeats'].value.iloc[0]:.0f}",
-        "seed": str(models.read_run_config(folder).seed),
+        "images of the curve": str(config.evaluation.curve_images or "all"),
+        "seed": str(config.seed),
         "routing": ", ".join(rows.implementation.dropna().unique()) or "-",
         "device": f"{device}; TensorFlow {environment['tensorflow']}",
     }
