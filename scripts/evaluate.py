@@ -4,8 +4,8 @@
     python scripts/evaluate.py model.keras --protocol rotate-34 --repeats 20 --output results/
 
 Prints the protocol's tests (Ptest, Pin, Pout, Pinv) beside the article's figures. With --output it also
-writes invariance.csv (every class at every angle) and the figures drawn from it. 20 passes of a small
-CNN take well under a minute on 2 cores.
+measures every class at every angle, and writes invariance.csv and the figures drawn from it. For cnn_bn_00
+on 2 cores the 20 passes take about 50 seconds and the curve 90; --curve-images 1000 shortens the latter.
 """
 
 from tfinv import cli

@@ -176,45 +176,5 @@ def evaluate(description: str, arguments: list[str] | None = None) -> None:
 
 def _evaluate(description: str, arguments: list[str] | None) -> None:
     from tfinv import experiment
-    from tfinv.config import EvaluationConfig
 
-    def launch(
-        model: tyro.conf.Positional[Path],
-        protocol: str | None = None,
-        dataset: str | None = None,
-        options: EvaluationConfig = EvaluationConfig(),  # noqa: B008  frozen
-        seed: int = 0,
-        limit: int | None = None,
-        restricted_classes: tuple[int, ...] | None = None,
-        excluded_classes: tuple[int, ...] | None = None,
-        output: Path | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Evaluates.
-
-        Args:
-            model: Run directory, .keras file or SavedModel folder.
-            protocol: Protocol; by default the run's own, or rotate-34.
-            dataset: Dataset or path of an .npz; by default the run's own, or mnist.
-            options: How thoroughly.
-            seed: Seed of the random parameters.
-            limit: Use at most that many test images.
-            restricted_classes: Classes tested outside their range; by default the protocol's own.
-            excluded_classes: Classes left out; by default the protocol's own.
-            output: Folder for invariance.csv and figures/; nothing is written if not given.
-            overwrite: Replace an earlier evaluation in the output folder.
-        """
-        experiment.evaluate(
-            model,
-            protocol,
-            dataset,
-            options,
-            seed,
-            limit,
-            restricted_classes,
-            excluded_classes,
-            output,
-            overwrite,
-        )
-
-    parse(launch, description, arguments)
+    parse(experiment.evaluate, description, arguments)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+import tyro
 from rich.console import Console
 
 from tfinv import evaluation, export, figures, models, ops, report, results, runs, training
@@ -19,6 +20,7 @@ from tfinv.results import Provenance
 
 # Inside and outside a +-45 degree range alike; columns of the reconstruction figure.
 _RECONSTRUCTION_COLUMNS = 12
+_DEFAULT_SETTINGS = EvaluationConfig()
 
 
 def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool = False) -> Path:
@@ -92,10 +94,10 @@ def _run(
 
 
 def evaluate(
-    model: Path,
+    model: tyro.conf.Positional[Path],
     protocol: str | None = None,
     dataset: str | None = None,
-    options: EvaluationConfig | None = None,
+    settings: EvaluationConfig = _DEFAULT_SETTINGS,
     seed: int = 0,
     limit: int | None = None,
     restricted_classes: tuple[int, ...] | None = None,
@@ -109,16 +111,17 @@ def evaluate(
     one, and else is "rotate-34" on "mnist".
 
     Args:
-        model: What to evaluate.
-        protocol: Name of the protocol.
-        dataset: Name of the dataset or path of an .npz.
-        options: How thoroughly; the defaults of EvaluationConfig if None.
-        seed: Seed of the parameters.
-        limit: Use at most that many test images.
-        restricted_classes: Classes tested outside their range; the protocol's own if None.
-        excluded_classes: Classes left out; the protocol's own if None.
-        output: Folder for invariance.csv and figures/; None writes nothing.
-        overwrite: Replace an earlier evaluation in `output`.
+        model: Run directory, .keras file or SavedModel folder.
+        protocol: Name of the protocol; by default the run's own, or rotate-34.
+        dataset: Name of the dataset or path of an .npz; by default the run's own, or mnist.
+        settings: How thoroughly.
+        seed: Seed of the random parameters.
+        limit: Use at most that many test images; all by default.
+        restricted_classes: Classes tested outside their range; by default the run's or protocol's own.
+        excluded_classes: Classes left out; by default the run's or protocol's own.
+        output: Folder for invariance.csv and figures/; if not given, nothing is written and the accuracy
+            curve is not measured.
+        overwrite: Replace an earlier evaluation in the output folder.
 
     Returns:
         Tidy rows.
@@ -147,8 +150,10 @@ def evaluate(
     if model.name == runs.BEST_MODEL:
         name, label = f"{name} (best epoch)", f"{label} (best epoch)"
     provenance = Provenance(name, label, data.name, chosen.name, seed, _implementation(stored))
-    rows = _evaluate(loaded, chosen, data, options or EvaluationConfig(), seed, limit, provenance)
-    if output is not None:
+    if output is None:
+        rows = evaluation.evaluate_invariance(loaded, chosen, settings.repeats, seed, data, limit, provenance)
+    else:
+        rows = _evaluate(loaded, chosen, data, settings, seed, limit, provenance)
         output.mkdir(parents=True, exist_ok=True)
         results.write_csv(output / runs.INVARIANCE, rows)
         _draw(rows, chosen, output / runs.FIGURES)
@@ -167,14 +172,15 @@ def _evaluate(
     model,
     protocol: Protocol,
     dataset: Dataset,
-    options: EvaluationConfig,
+    settings: EvaluationConfig,
     seed: int,
     limit: int | None,
     provenance: Provenance,
 ) -> pd.DataFrame:
-    tests = evaluation.evaluate_invariance(model, protocol, options.repeats, seed, dataset, limit, provenance)
-    curve_limit = min(filter(None, (limit, options.curve_images)), default=None)
-    curve = evaluation.accuracy_curve(model, protocol, options.grid_step, dataset, curve_limit, provenance)
+    repeats, step = settings.repeats, settings.grid_step
+    tests = evaluation.evaluate_invariance(model, protocol, repeats, seed, dataset, limit, provenance)
+    curve_limit = min(filter(None, (limit, settings.curve_images)), default=None)
+    curve = evaluation.accuracy_curve(model, protocol, step, dataset, curve_limit, provenance)
     return pd.concat([tests, curve], ignore_index=True)
 
 
