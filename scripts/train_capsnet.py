@@ -1,6 +1,6 @@
 """Trains a capsule network with dynamic routing on rotate-34 and asks whether it learned the invariance.
 
-    python scripts/train_capsnet.py                                  # narrower network, minutes on 2 cores
+    python scripts/train_capsnet.py                                  # narrower network, 5 minutes on 2 cores
     python scripts/train_capsnet.py --preset article --epochs 3      # the article's network
 
 The run directory saved_models/<run> gets the model, its history, invariance.csv, figures and a SavedModel.

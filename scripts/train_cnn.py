@@ -1,6 +1,6 @@
 """Trains one of the article's convolutional networks on rotate-34 and asks whether it learned the invariance.
 
-    python scripts/train_cnn.py                                      # narrower network, minutes on 2 cores
+    python scripts/train_cnn.py                                      # narrower network, 90 seconds on 2 cores
     python scripts/train_cnn.py --preset cnn_bn_00 --epochs 15       # the article's "best model"
 
 The run directory saved_models/<run> gets the model, its history, invariance.csv, figures and a SavedModel.

@@ -117,6 +117,6 @@ PRESETS = {
     "quick": Preset(
         Config((32, 64), batch_normalization=True, dense_units=128, dropout_rate=0.5),
         TrainingConfig(epochs=4, batch_size=128, learning_rate=1e-3, decay_rate=0.5),
-        description="cnn_bn_00, narrower; minutes on 2 cores",
+        description="cnn_bn_00, narrower; 90 seconds on 2 cores",
     ),
 }
