@@ -39,31 +39,23 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         UsageError: On any bad input; found before anything is written or deleted.
         OSError: If something cannot be written; what was finished stays, for `resume`.
     """
-    console = Console()
     protocol = get_protocol(config.protocol).replace(config.restricted_classes, config.excluded_classes)
     dataset = load_dataset(config.dataset)
     test = select(protocol, dataset, "test", limit=config.limit)
     if not len(select(protocol, dataset, "train", config.training.validation_fraction, config.limit)):
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
-    implementation = _implementation(config)
+    _implementation(config)  # refuses one that is absent
     training.check(config, dataset.image_shape, len(test.class_names))
     check_writable(output)
     directory = output / config.run_id
     with runs.locked(directory):
         runs.prepare(directory, config, overwrite, resume)
-        _run(config, protocol, dataset, test, directory, implementation, console)
+        _run(config, protocol, dataset, test, directory)
     return directory
 
 
-def _run(
-    config: RunConfig,
-    protocol: Protocol,
-    dataset: Dataset,
-    test: Split,
-    directory: Path,
-    implementation: str,
-    console: Console,
-) -> None:
+def _run(config: RunConfig, protocol: Protocol, dataset: Dataset, test: Split, directory: Path) -> None:
+    console = Console()
     accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
     runs.write_environment(directory, accelerators, sys.argv)
     console.print(f"Run {config.run_id}: {config.training.epochs} epochs, results in {directory}")
@@ -74,7 +66,7 @@ def _run(
         dataset.name,
         protocol.name,
         config.seed,
-        implementation,
+        _implementation(config),
     )
     rows = _evaluate(model, protocol, dataset, config.evaluation, config.seed, config.limit, provenance)
     results.write_csv(directory / runs.INVARIANCE, rows)

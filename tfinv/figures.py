@@ -37,8 +37,7 @@ def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure
         axes.plot(
             curve.parameter,
             curve.value,
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
+            **_style(index),
             markersize=3.5,
             linewidth=1.8,
             label=f"class {label}",
@@ -63,8 +62,7 @@ def comparison(rows: pd.DataFrame, protocol: Protocol) -> Figure:
         axes.plot(
             mean.index,
             mean,
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
+            **_style(index),
             markersize=3.5,
             markevery=(index, 3),
             linewidth=1.6,
@@ -112,13 +110,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     for axes, key in zip(panels, ("loss", "accuracy"), strict=True):
         columns = [column for column in history.columns if column.endswith(key)]
         for index, column in enumerate(columns):
-            axes.plot(
-                history.epoch,
-                history[column],
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)],
-                label=column.replace("_", " "),
-            )
+            axes.plot(history.epoch, history[column], **_style(index), label=column.replace("_", " "))
         axes.set(xlabel="epoch", ylabel=key)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
@@ -136,8 +128,7 @@ def reconstructions(model: Any, split: Split, protocol: Protocol, grid: np.ndarr
         protocol: Gives the transformation and the training range.
         grid: Parameters [M, *PARAMETER_SHAPE], one column each.
     """
-    transform = get_transform(protocol.transformation)
-    seen = transform.contains(grid, protocol.restricted.low, protocol.restricted.high)
+    seen = _transform(protocol).contains(grid, protocol.restricted.low, protocol.restricted.high)
     restricted = [label for label in dict.fromkeys(split.labels.tolist()) if _is_restricted(split, label)]
     figure = Figure(figsize=(0.75 * len(grid) + 0.9, 1.75 * len(restricted) + 0.6), layout="constrained")
     axes = figure.subplots(2 * len(restricted), len(grid), squeeze=False)
@@ -167,6 +158,11 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"savefig.facecolor": "white"}):
         figure.savefig(path, dpi=150)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour and marker of the curve number `index`."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _axes(protocol: Protocol) -> tuple[Figure, Axes]:

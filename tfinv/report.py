@@ -82,9 +82,9 @@ def render_results(docs: Path) -> None:
     if not folders:
         raise UsageError(f"No runs in {docs / 'results'}. Copy the tables of finished runs there.")
     tables = {folder: results.read_csv(folder / runs.INVARIANCE) for folder in folders}
+    configs = {folder: models.read_run_config(folder) for folder in folders}
     groups: dict[tuple, list[Path]] = {}
-    for folder in folders:
-        config = models.read_run_config(folder)
+    for folder, config in configs.items():
         key = (config.dataset, config.protocol, config.restricted_classes, config.excluded_classes)
         groups.setdefault(key, []).append(folder)
     sections = [_INTRODUCTION]
@@ -96,18 +96,17 @@ def render_results(docs: Path) -> None:
         figures.save(figures.comparison(rows, protocol), docs / figure)
         sections += [
             f"## {name} on {dataset}{others}\n",
-            _markdown(_result_row(folder, tables[folder], protocol) for folder in members),
+            _markdown(_result_row(folder, configs[folder], tables[folder], protocol) for folder in members),
             f"![Accuracy of the restricted classes against the parameter]({figure})\n",
             "### Budgets and commands\n",
-            _markdown(_budget_row(folder, tables[folder]) for folder in members),
+            _markdown(_budget_row(folder, configs[folder], tables[folder]) for folder in members),
             *(_pictures(folder) for folder in members),
         ]
     (docs / "results.md").write_text("\n".join(filter(None, sections)))
 
 
-def _result_row(folder: Path, rows: pd.DataFrame, protocol: Protocol) -> dict[str, str]:
+def _result_row(folder: Path, config: RunConfig, rows: pd.DataFrame, protocol: Protocol) -> dict[str, str]:
     values = rows.set_index("metric").value
-    config = models.read_run_config(folder)
     article = article_figures(config, protocol, config.dataset)
     row = {"run": f"`{folder.name}`"}
     for name in protocol.evaluations:
@@ -116,8 +115,7 @@ def _result_row(folder: Path, rows: pd.DataFrame, protocol: Protocol) -> dict[st
     return row
 
 
-def _budget_row(folder: Path, rows: pd.DataFrame) -> dict[str, str]:
-    config = models.read_run_config(folder)
+def _budget_row(folder: Path, config: RunConfig, rows: pd.DataFrame) -> dict[str, str]:
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
     history = pd.read_csv(folder / runs.HISTORY)
     processor = f"{environment['processor']}, {environment['cores']} cores"

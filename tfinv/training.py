@@ -104,6 +104,9 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
     optimizer.build(objective.model.trainable_variables)
     checkpoint = Checkpoint(directory, model, config.run_id)
     start = checkpoint.restore(objective.model)
+    callbacks: list[keras.callbacks.Callback] = [checkpoint]
+    if training.tensorboard:
+        callbacks.insert(0, keras.callbacks.TensorBoard(directory / "tensorboard"))
     if start < training.epochs:
         train_data = batches(protocol, split, training.batch_size, config.seed, training.epochs, start)
         held_out_data = None
@@ -119,33 +122,25 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
             epochs=training.epochs,
             steps_per_epoch=steps,
             shuffle=False,  # the pipeline does
-            callbacks=[*_tensorboard(training, directory), checkpoint],
+            callbacks=callbacks,
             # A bar where somebody watches, a line an epoch in a log.
             verbose=1 if sys.stdout.isatty() else 2,
         )
     if training.precision != "float32":  # what is kept and exported is in full precision
-        model = _copied(model, build_model(config, dataset.image_shape, num_classes))
+        trained, model = model, build_model(config, dataset.image_shape, num_classes)
         best = directory / runs.BEST_MODEL
         if best.is_file():
-            best_model = keras.models.load_model(best, compile=False)
-            save_model(_copied(best_model, build_model(config, dataset.image_shape, num_classes)), best)
+            model.set_weights(keras.models.load_model(best, compile=False).get_weights())
+            save_model(model, best)
+        model.set_weights(trained.get_weights())
     save_model(model, directory / runs.MODEL)
     return model
-
-
-def _copied(source: keras.Model, target: keras.Model) -> keras.Model:
-    target.set_weights(source.get_weights())
-    return target
 
 
 def save_model(model: keras.Model, path: Path) -> None:
     """Saves a .keras file atomically."""
     with replacing(path) as partial:
         model.save(partial)
-
-
-def _tensorboard(config: TrainingConfig, directory: Path) -> list[keras.callbacks.Callback]:
-    return [keras.callbacks.TensorBoard(directory / "tensorboard")] if config.tensorboard else []
 
 
 class Checkpoint(keras.callbacks.Callback):
