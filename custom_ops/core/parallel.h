@@ -1,0 +1,59 @@
+// Runs independent tasks on whatever threads the host framework lends.
+#ifndef TFINV_CUSTOM_OPS_CORE_PARALLEL_H_
+#define TFINV_CUSTOM_OPS_CORE_PARALLEL_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+namespace tfinv {
+
+// A thread pool seen from the core. `schedule` may run its argument at any later time, or never start it
+// before others end: the calling thread can finish all work alone.
+struct Executor {
+  int threads = 1;
+  std::function<void(std::function<void()>)> schedule;
+};
+
+// Calls task(0) ... task(count - 1), each once, in any order and on any thread; returns when all are done.
+inline void ParallelFor(const Executor& executor, int64_t count, std::function<void(int64_t)> task) {
+  if (count <= 0) return;
+  const int64_t helpers = executor.schedule ? std::min<int64_t>(executor.threads, count) - 1 : 0;
+  if (helpers <= 0) {
+    for (int64_t index = 0; index < count; ++index) task(index);
+    return;
+  }
+  struct State {
+    std::function<void(int64_t)> task;
+    int64_t count;
+    std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable finished;
+  };
+  // Shared: a helper that starts late finds no task left and touches nothing but this.
+  auto state = std::make_shared<State>();
+  state->task = std::move(task);
+  state->count = count;
+  auto work = [state] {
+    for (int64_t index; (index = state->next.fetch_add(1)) < state->count;) {
+      state->task(index);
+      if (state->done.fetch_add(1) + 1 == state->count) {
+        std::lock_guard<std::mutex> lock(state->mutex);
+        state->finished.notify_all();
+      }
+    }
+  };
+  for (int64_t helper = 0; helper < helpers; ++helper) executor.schedule(work);
+  work();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->finished.wait(lock, [&] { return state->done.load() == state->count; });
+}
+
+}  // namespace tfinv
+
+#endif  // TFINV_CUSTOM_OPS_CORE_PARALLEL_H_
