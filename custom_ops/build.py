@@ -1,0 +1,438 @@
+"""Compiles the fused routing ops for TensorFlow or JAX, from the sources beside this file.
+
+    python custom_ops/build.py [tensorflow|jax] [--force] [--output DIR]
+
+Prints the path of the library. Standard library only: setup.py and tfinv.ops load this file by its path.
+Environment: CXX, CUDA_HOME, TFINV_CACHE (where libraries are kept), TFINV_CUDA (0: never, 1: must work; else
+where nvcc is found), TFINV_REBUILD (1: compile again, once). Takes about 30 s on 2 cores, and a few minutes with CUDA.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BINDINGS = ("tensorflow", "jax")
+# Where an installed package holds the libraries compiled at installation.
+INSTALLED = HERE / "lib"
+SOURCE_SUFFIXES = {".h", ".inc", ".cc", ".cpp", ".cu", ".cuh"}
+
+COMPILE_FLAGS = (
+    "-std=c++17 -O3 -fPIC -DNDEBUG -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()  # noqa: SIM905
+)
+ISA_FLAGS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
+}
+CUDA_COMPILE_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-arch=all-major", "-Xcompiler", "-fPIC"]
+# Before TensorFlow's own flags: its framework library exports a stub of the CUDA runtime, which would be
+# bound instead, and the library could then not be loaded where TensorFlow is built without CUDA.
+CUDA_LINK_FLAGS = "-lcudart_static -ldl -lrt -lpthread -Wl,--exclude-libs,libcudart_static.a".split()  # noqa: SIM905
+
+
+class BuildError(RuntimeError):
+    """The library cannot be compiled; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What a framework asks of a library that it can load."""
+
+    version: str
+    compile_flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """An nvcc that works, its version, the folder of its libraries and what -arch=all-major means to it."""
+
+    nvcc: str
+    version: str
+    libraries: Path
+    architectures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """The compilers found on this machine."""
+
+    compiler: str
+    version: str
+    cuda: Cuda | None
+
+
+def build(binding: str, force: bool = False, output: Path | None = None) -> Path:
+    """Returns the library of a binding; compiles it if there is none for this framework, source and compiler.
+
+    Processes that call it at the same time compile once.
+
+    Args:
+        binding: "tensorflow" or "jax"; the framework must be importable.
+        force: Whether to compile even if there is a library.
+        output: Folder to compile into; None for tfinv's cache, where libraries are looked for.
+
+    Returns:
+        Path of the shared library; the file beside it that ends in .json tells how it was made.
+
+    Raises:
+        BuildError: If there is no library and none can be compiled.
+    """
+    if binding not in BINDINGS:
+        raise ValueError(
+            f"Invalid value for argument binding. Expected one of {BINDINGS}. Received: binding={binding}"
+        )
+    # Taken out of the environment, or every process that this one starts would compile again.
+    force = force or os.environ.pop("TFINV_REBUILD", "0") not in ("", "0")
+    framework = framework_facts(binding)
+    facts = {
+        "binding": binding,
+        "framework": framework.version,
+        "sources": source_hash(binding),
+        "platform": f"{platform.system()}-{platform.machine()}",
+    }
+    try:
+        toolchain = find_toolchain()
+    except BuildError:
+        found = None if force else _made_before(facts, None)
+        if found is None:
+            raise
+        return found
+    cuda = toolchain.cuda if list((HERE / "core").glob("*.cu")) else None
+    toolchain = Toolchain(toolchain.compiler, toolchain.version, cuda)
+    facts |= {
+        "compiler": toolchain.version,
+        "cuda": cuda.version if cuda else "",
+        "cuda_architectures": list(cuda.architectures) if cuda else [],
+    }
+    folder = output or cache_folder()
+    library = folder / (f"{binding}.so" if output else f"{_stem(facts)}-{_key(facts, framework)}.so")
+    if not (force or output):
+        if library.is_file():
+            return library
+        if (found := _made_before(facts, facts["cuda"], (INSTALLED,))) is not None:
+            return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(library.with_suffix(".lock")):
+            if force or output or not library.is_file():  # another process may have made it meanwhile
+                _compile(library, framework, toolchain, facts)
+    except OSError as error:
+        raise BuildError(f"Cannot write {folder}: {error}. Set TFINV_CACHE to a writable folder.") from error
+    return library
+
+
+def cache_folder() -> Path:
+    """Returns where compiled libraries are kept: tfinv's cache, in which tfinv.data keeps datasets."""
+    root = os.environ.get("TFINV_CACHE") or "~/.cache/tfinv"
+    try:
+        return Path(root).expanduser() / "custom_ops"
+    except RuntimeError:  # no home folder, as in some containers
+        return Path(tempfile.gettempdir()) / root.removeprefix("~/") / "custom_ops"
+
+
+def command(binding: str) -> str:
+    """Returns the command line that compiles a binding and shows why it cannot."""
+    return shlex.join([sys.executable, str(HERE / "build.py"), binding])
+
+
+def facts_of(library: Path) -> dict:
+    """Returns how a library was made: binding, framework, compiler, cuda_architectures ..."""
+    return json.loads(library.with_suffix(".json").read_text())
+
+
+def framework_facts(binding: str) -> Framework:
+    """Asks the framework for its version and flags; imports it."""
+    try:
+        if binding == "jax":
+            import jax
+            import jaxlib
+
+            version = f"{jax.__version__}-jaxlib{jaxlib.__version__}"
+            return Framework(version, (f"-I{jax.ffi.include_dir()}",), ())
+        import tensorflow as tf
+    except ImportError as error:
+        raise BuildError(f"{binding} cannot be imported: {error}") from error
+    flags = tf.sysconfig.get_compile_flags(), tf.sysconfig.get_link_flags()
+    return Framework(tf.__version__, *(tuple(part) for part in flags))
+
+
+def find_toolchain() -> Toolchain:
+    """Finds a C++ compiler and, unless TFINV_CUDA=0, an nvcc.
+
+    Raises:
+        BuildError: If there is no compiler, or no nvcc although TFINV_CUDA=1.
+    """
+    if os.name != "posix":
+        raise BuildError(f"The fused ops are built on Linux and macOS only, not on {platform.system()}.")
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    compiler = next((found for name in names if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise BuildError(f"No C++ compiler found ({', '.join(names)}). Install g++ or clang++, or set CXX.")
+    asked = os.environ.get("TFINV_CUDA", "")
+    cuda = None if asked == "0" else find_cuda()
+    if asked == "1" and cuda is None:
+        raise BuildError("TFINV_CUDA=1, but no nvcc works. Set CUDA_HOME or pip install 'tfinv[cuda-build]'.")
+    return Toolchain(compiler, _output([compiler, "--version"]).partition("\n")[0], cuda)
+
+
+def find_cuda() -> Cuda | None:
+    """Finds nvcc: CUDA_HOME, the path, then the wheels of the extra cuda-build; None if none works."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    wheels = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc"), reverse=True)
+    candidates = [*(Path(home, "bin", "nvcc") for home in homes), shutil.which("nvcc"), *wheels]
+    for nvcc in map(str, filter(None, candidates)):
+        try:
+            plan = _output(
+                [nvcc, "--dryrun", "-arch=all-major", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+            )
+            release = re.search(r"V(\d[\d.]*)", _output([nvcc, "--version"]))
+        except BuildError:
+            continue
+        top = re.search(r"^#\$ TOP=(.*)$", plan, re.MULTILINE)
+        if not (top and release):
+            continue
+        homes_of_libraries = ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
+        for libraries in (Path(top[1].strip(), name) for name in homes_of_libraries):
+            if (libraries / "libcudart_static.a").is_file():
+                architectures = sorted(set(re.findall(r"sm_(\d+)", plan)), key=int)
+                return Cuda(nvcc, release[1], libraries, tuple(architectures))
+    return None
+
+
+def source_files(binding: str) -> list[Path]:
+    """Returns every file that a library of the binding is made of."""
+    folders = HERE / "core", HERE / binding
+    files = [path for folder in folders for path in folder.glob("*") if path.suffix in SOURCE_SUFFIXES]
+    return sorted([*files, HERE / "info.cc"])
+
+
+def source_hash(binding: str) -> str:
+    """Returns a hash over the names and contents of the sources of a binding."""
+    state = hashlib.sha256()
+    for path in source_files(binding):
+        content = path.read_bytes()
+        state.update(f"{path.relative_to(HERE)} {len(content)}\n".encode() + content)
+    return state.hexdigest()
+
+
+def compile_steps(framework: Framework, toolchain: Toolchain) -> list[tuple[str, str, list[str]]]:
+    """Returns (source, object, command without the two) for each object, in the order of linking."""
+    isas = ["baseline"]
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        isas = list(ISA_FLAGS)
+    present = [f"-DTFINV_WITH_{isa.upper()}" for isa in isas[1:]]
+    binding_flags = [*framework.compile_flags, *(["-DTFINV_WITH_CUDA"] if toolchain.cuda else [])]
+    plain = [toolchain.compiler, *COMPILE_FLAGS, f"-I{HERE}", f"-I{HERE / 'core'}"]
+    steps = [("info.cc", "info.o", [*plain, *(["-DTFINV_WITH_CUDA"] if toolchain.cuda else [])])]
+    binding = "jax" if not framework.link_flags else "tensorflow"
+    for source in sorted((HERE / binding).glob("*.cc")):
+        steps.append((f"{binding}/{source.name}", f"{source.stem}.o", [*plain, *binding_flags]))
+    for source in sorted((HERE / "core").glob("*.cpp")):
+        if source.name != "cpu_isa.cpp":
+            steps.append((f"core/{source.name}", f"{source.stem}.o", [*plain, *present]))
+    # Baseline first: where two objects hold the same inline function of the C++ library, the linker keeps
+    # the first one, and that must run on any processor.
+    for isa in isas:
+        steps.append(("core/cpu_isa.cpp", f"cpu_{isa}.o", [*plain, *ISA_FLAGS[isa], f"-DTFINV_ISA={isa}"]))
+    if toolchain.cuda:
+        nvcc = [toolchain.cuda.nvcc, "-ccbin", toolchain.compiler, *CUDA_COMPILE_FLAGS, "-DTFINV_WITH_CUDA"]
+        for source in sorted((HERE / "core").glob("*.cu")):
+            steps.append(
+                (f"core/{source.name}", f"{source.stem}.cu.o", [*nvcc, f"-I{HERE}", f"-I{HERE / 'core'}"])
+            )
+    return steps
+
+
+def link_flags(framework: Framework, toolchain: Toolchain) -> list[str]:
+    """Returns what follows the objects on the command line of the linker."""
+    cuda = [f"-L{toolchain.cuda.libraries}", *CUDA_LINK_FLAGS] if toolchain.cuda else []
+    system = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else ["-lpthread"]
+    return [*cuda, *framework.link_flags, *system]
+
+
+def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: dict) -> None:
+    """Compiles and links into a scratch folder, then puts the library in its place."""
+    with_cuda = f" and CUDA {toolchain.cuda.version}" if toolchain.cuda else ""
+    about = "5 minutes" if toolchain.cuda else "30 s"
+    _say(
+        f"Building tfinv's fused routing ops for {facts['binding']} {framework.version}{with_cuda}, "
+        f"once, about {about} ..."
+    )
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tfinv-build-") as scratch:
+        try:
+            made = _compile_in(Path(scratch), library, framework, toolchain)
+        except BuildError as error:
+            if not toolchain.cuda or os.environ.get("TFINV_CUDA") == "1":
+                raise
+            _say(f"Going on without CUDA: {error}")
+            toolchain = Toolchain(toolchain.compiler, toolchain.version, None)
+            facts = facts | {"cuda": "", "cuda_architectures": [], "cuda_failure": str(error)}
+            made = _compile_in(Path(scratch), library, framework, toolchain)
+        seconds = time.monotonic() - started
+        isas = [name[4:-2] for _, name, _ in compile_steps(framework, toolchain) if name.startswith("cpu_")]
+        _put(
+            library.with_suffix(".json"),
+            json.dumps(facts | {"isas": isas, "seconds": round(seconds, 1)}, indent=2),
+        )
+        _put(library, made)  # last: whoever sees the library finds the facts, too
+    _say(f"Built {library} in {seconds:.0f} s.")
+
+
+def _compile_in(scratch: Path, library: Path, framework: Framework, toolchain: Toolchain) -> Path:
+    steps = compile_steps(framework, toolchain)
+    # The slow ones first, so that none is left alone at the end.
+    order = sorted(steps, key=lambda step: (not step[0].endswith(".cu"), "/" not in step[0]))
+    commands = {
+        name: [*rest, "-c", str(HERE / source), "-o", str(scratch / name)] for source, name, rest in order
+    }
+    with ThreadPoolExecutor(_cores()) as pool:
+        results = dict(zip(commands, pool.map(_run, commands.values()), strict=True))
+    log = [f"$ {shlex.join(commands[name])}\n{text}" for name, (_, text) in results.items()]
+    failed = [text for code, text in results.values() if code]
+    made = scratch / library.name
+    if not failed:
+        linking = [
+            toolchain.compiler,
+            "-shared",
+            "-o",
+            str(made),
+            *(str(scratch / name) for _, name, _ in steps),
+        ]
+        linking += link_flags(framework, toolchain)
+        code, text = _run(linking)
+        log.append(f"$ {shlex.join(linking)}\n{text}")
+        failed = [text] if code else []
+    if failed:
+        log_file = library.with_suffix(".log")
+        log_file.write_text("\n".join(log))
+        lines = [line.strip() for text in failed for line in text.splitlines()]
+        telling = [
+            line for line in lines if re.search(r"error|undefined reference|No such file", line)
+        ] or lines
+        raise BuildError("The compiler failed: " + "\n".join(telling[:3]) + f"\nAll it said is in {log_file}")
+    return made
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    try:
+        finished = subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        return 1, f"error: {error}"
+    return finished.returncode, finished.stdout
+
+
+def _output(arguments: list[str]) -> str:
+    code, text = _run(arguments)
+    if code:
+        raise BuildError(f"{shlex.join(arguments)} failed: {text.strip()[:300]}")
+    return text
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _stem(facts: dict) -> str:
+    return f"{facts['binding']}-{facts['framework']}"
+
+
+def _key(facts: dict, framework: Framework) -> str:
+    # Without the folders of headers and libraries: one library serves all environments of that version.
+    flags = [
+        flag for flag in (*framework.compile_flags, *framework.link_flags) if flag[:2] not in ("-I", "-L")
+    ]
+    parts = [facts, flags, COMPILE_FLAGS, ISA_FLAGS, CUDA_COMPILE_FLAGS, CUDA_LINK_FLAGS]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _made_before(facts: dict, cuda: str | None, folders: tuple[Path, ...] = ()) -> Path | None:
+    """Returns a library of these sources for this framework, whatever compiled it; None if there is none."""
+    wanted = ("binding", "framework", "sources", "platform")
+    found = []
+    for folder in folders or (INSTALLED, cache_folder()):
+        for library in folder.glob(f"{facts['binding']}*.so"):
+            with contextlib.suppress(OSError, ValueError):
+                made = facts_of(library)
+                if all(made.get(name) == facts[name] for name in wanted) and cuda in (None, made["cuda"]):
+                    found.append(library)
+    return max(found, key=lambda library: library.stat().st_mtime, default=None)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("Waiting for another process that builds tfinv's fused routing ops ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks: at worst the work is done twice, as files are replaced atomically
+        yield
+
+
+def _put(path: Path, content: str | Path) -> None:
+    """Replaces a file atomically by a text or by a copy of another file."""
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name}")
+    try:
+        if isinstance(content, str):
+            partial.write_text(content)
+        else:
+            shutil.copy(content, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Runs the command line; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("binding", nargs="?", choices=BINDINGS, default="tensorflow")
+    parser.add_argument("--force", action="store_true", help="compile even if there is a library")
+    parser.add_argument("--output", type=Path, help="folder to compile into, instead of tfinv's cache")
+    arguments = parser.parse_args()
+    try:
+        print(build(arguments.binding, arguments.force, arguments.output))
+    except BuildError as error:
+        _say(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
