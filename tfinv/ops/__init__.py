@@ -2,18 +2,26 @@
 
 from tfinv.ops.reference import length, squash
 from tfinv.ops.routing import (
+    EM_VARIANTS,
     IMPLEMENTATIONS,
+    EmVariant,
     Implementation,
     dynamic_routing,
     dynamic_routing_from_votes,
+    em_routing,
+    em_routing_from_votes,
     resolve_implementation,
 )
 
 __all__ = [
+    "EM_VARIANTS",
     "IMPLEMENTATIONS",
+    "EmVariant",
     "Implementation",
     "dynamic_routing",
     "dynamic_routing_from_votes",
+    "em_routing",
+    "em_routing_from_votes",
     "length",
     "resolve_implementation",
     "squash",

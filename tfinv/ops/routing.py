@@ -1,14 +1,17 @@
 """The public routing functions and the only place that chooses an implementation."""
 
 import logging
+import math
 from functools import cache
 from typing import Literal, get_args
 
 from tfinv.errors import UsageError
-from tfinv.ops import reference
+from tfinv.ops import em_reference, reference
 
 Implementation = Literal["auto", "reference", "fused"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+EmVariant = Literal["hinton2018", "article"]
+EM_VARIANTS: tuple[str, ...] = get_args(EmVariant)
 
 _logger = logging.getLogger("tfinv")
 
@@ -102,6 +105,131 @@ def dynamic_routing_from_votes(
     return reference.dynamic_routing_from_votes(votes, num_iterations, bias)
 
 
+def em_routing(
+    poses,
+    activations,
+    weights,
+    beta_u,
+    beta_a,
+    num_iterations: int = 2,
+    variant: EmVariant = "hinton2018",
+    bias=None,
+    final_inverse_temperature: float = 0.01,
+    variance_floor: float = em_reference.VARIANCE_FLOOR,
+    implementation: Implementation = "auto",
+):
+    """Routes child matrix capsules to parent capsules by expectation maximisation.
+
+    Args:
+        poses: Child poses [B, I, P, P].
+        activations: Child activations [B, I] in [0, 1]; one below 1e-12 counts as 1e-12.
+        weights: Transformation matrices [I, J, P, P].
+        beta_u: Cost of describing a component: [J] for the same one for all components, or [J, P, P]
+            or [J, P * P].
+        beta_a: Cost of not being active [J].
+        num_iterations: Number of M-steps, at least 1; there is one E-step fewer.
+        variant: "hinton2018" is the paper. "article" is what the article's authors measured: the child
+            activations cancel, parent activations are a softmax over parents in place of a logistic
+            function, and the inverse temperature is constant.
+        bias: Initial routing logits [I, J], or None for zeros.
+        final_inverse_temperature: Factor on the logit of a parent's activation, above 0; "hinton2018"
+            starts at 0.05 of it and rises.
+        variance_floor: Added to each variance of votes, above 0.
+        implementation: "auto", "reference" or "fused".
+
+    Returns:
+        Parent poses [B, J, P, P] and activations [B, J] in [0, 1].
+
+    Raises:
+        ValueError: If ranks, sizes, `variant` or a number do not fit.
+        UsageError: If "fused" is asked for and absent.
+
+    Reference:
+        Hinton et al. 2018, "Matrix capsules with EM routing", procedure 1.
+    """
+    _check_rank("poses", poses, "[B, I, P, P]")
+    _check_rank("activations", activations, "[B, I]")
+    _check_rank("weights", weights, "[I, J, P, P]")
+    children, parents, size, _ = weights.shape
+    if weights.shape[3] != size or any(
+        known not in (None, expected)
+        for known, expected in zip(poses.shape[1:], (children, size, size), strict=True)
+    ):
+        raise ValueError(
+            "Arguments poses [B, I, P, P] and weights [I, J, P, P] must agree in I and P. "
+            f"Received: poses.shape={tuple(poses.shape)}, weights.shape={tuple(weights.shape)}"
+        )
+    _check_em(poses, "poses", activations, beta_u, beta_a, parents, (size, size))
+    _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
+    _check_bias(bias, children, parents)
+    resolve_implementation(implementation)
+    return em_reference.em_routing(
+        poses,
+        activations,
+        weights,
+        beta_u,
+        beta_a,
+        num_iterations,
+        variant,
+        bias,
+        final_inverse_temperature,
+        variance_floor,
+    )
+
+
+def em_routing_from_votes(
+    votes,
+    activations,
+    beta_u,
+    beta_a,
+    num_iterations: int = 2,
+    variant: EmVariant = "hinton2018",
+    bias=None,
+    final_inverse_temperature: float = 0.01,
+    variance_floor: float = em_reference.VARIANCE_FLOOR,
+    implementation: Implementation = "auto",
+):
+    """Routes ready-made votes of any number of components by expectation maximisation.
+
+    Args:
+        votes: Votes [B, I, J, H].
+        activations: Child activations [B, I] in [0, 1]; one below 1e-12 counts as 1e-12.
+        beta_u: Cost of describing a component: [J] for the same one for all components, or [J, H].
+        beta_a: Cost of not being active [J].
+        num_iterations: Number of M-steps, at least 1; there is one E-step fewer.
+        variant: "hinton2018" or "article"; see `em_routing`.
+        bias: Initial routing logits [I, J], or None for zeros.
+        final_inverse_temperature: Factor on the logit of a parent's activation, above 0.
+        variance_floor: Added to each variance of votes, above 0.
+        implementation: "auto", "reference" or "fused".
+
+    Returns:
+        Parent poses [B, J, H] and activations [B, J] in [0, 1].
+
+    Raises:
+        ValueError: If ranks, sizes, `variant` or a number do not fit.
+        UsageError: If "fused" is asked for and absent.
+    """
+    _check_rank("votes", votes, "[B, I, J, H]")
+    _check_rank("activations", activations, "[B, I]")
+    _, children, parents, components = votes.shape
+    _check_em(votes, "votes", activations, beta_u, beta_a, parents, (components,))
+    _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
+    _check_bias(bias, children, parents)
+    resolve_implementation(implementation)
+    return em_reference.em_routing_from_votes(
+        votes,
+        activations,
+        beta_u,
+        beta_a,
+        num_iterations,
+        variant,
+        bias,
+        final_inverse_temperature,
+        variance_floor,
+    )
+
+
 def _check_rank(name: str, value, axes: str) -> None:
     if len(value.shape) != axes.count(",") + 1:
         raise ValueError(
@@ -123,3 +251,44 @@ def _check_bias(bias, children, parents) -> None:
             f"Invalid shape of argument bias. Expected [I, J] = ({children}, {parents}). "
             f"Received: bias.shape={tuple(bias.shape)}"
         )
+
+
+def _check_em(children, name, activations, beta_u, beta_a, parents, pose_shape) -> None:
+    """Checks the children, named `name` and of shape [B, I, ...], and the betas, for parents of that pose."""
+    if any(
+        None not in pair and pair[0] != pair[1]
+        for pair in zip(activations.shape, children.shape[:2], strict=True)
+    ):
+        raise ValueError(
+            f"Arguments {name} and activations [B, I] must agree in B and I. "
+            f"Received: {name}.shape={tuple(children.shape)}, activations.shape={tuple(activations.shape)}"
+        )
+    # Each once, in this order: votes are of one axis of components, poses of two.
+    shapes = dict.fromkeys([(parents,), (parents, math.prod(pose_shape)), (parents, *pose_shape)])
+    if tuple(beta_u.shape) not in shapes:
+        raise ValueError(
+            f"Invalid shape of argument beta_u. Expected one of {', '.join(map(str, shapes))}. "
+            f"Received: beta_u.shape={tuple(beta_u.shape)}"
+        )
+    if tuple(beta_a.shape) != (parents,):
+        raise ValueError(
+            f"Invalid shape of argument beta_a. Expected [J] = ({parents},). "
+            f"Received: beta_a.shape={tuple(beta_a.shape)}"
+        )
+
+
+def _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor) -> None:
+    _check_iterations(num_iterations)
+    if variant not in EM_VARIANTS:
+        raise ValueError(
+            f"Invalid value for argument variant. Expected one of {EM_VARIANTS}. Received: variant={variant}"
+        )
+    for name, value in (
+        ("final_inverse_temperature", final_inverse_temperature),
+        ("variance_floor", variance_floor),
+    ):
+        if not 0.0 < value < float("inf"):
+            raise ValueError(
+                f"Invalid value for argument {name}. Expected a finite number above 0. "
+                f"Received: {name}={value}"
+            )

@@ -1,0 +1,547 @@
+"""EM routing: values by hand, an independent oracle, gradients, properties, extremes, errors."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tests.backend import array, double_precision, gradients, numerical_gradients, tensor
+from tfinv.errors import UsageError
+from tfinv.ops import EM_VARIANTS, em_routing, em_routing_from_votes
+from tfinv.ops.em_reference import VARIANCE_FLOOR, inverse_temperatures, summed_beta_u
+
+# (B, I, J, P): ones, primes, more parents than children and the reverse, every size of a pose.
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 1, 7, 4),
+    (5, 7, 1, 3),
+    (2, 33, 7, 2),
+    (1, 7, 33, 4),
+    (33, 7, 3, 2),
+    (2, 5, 4, 1),
+]
+# Of gradients against central differences, which are themselves exact to about 1e-10.
+TOLERANCES = {"float64": {"rtol": 1e-6, "atol": 1e-8}, "float32": {"rtol": 1e-3, "atol": 1e-5}}
+# With one that is not small, activations are far from 1/2 and costs decide.
+WARM = 0.4
+
+
+def oracle(
+    votes,
+    activations,
+    beta_u,
+    beta_a,
+    iterations,
+    variant,
+    bias=None,
+    final=WARM,
+    floor=VARIANCE_FLOOR,
+):
+    """Procedure 1 of the paper in plain float64 formulas, a sample and a parent at a time.
+
+    Takes votes [B, I, J, H] and beta_u [J, H]; returns (poses, activations) after each iteration.
+    """
+    batch, children, parents, components = votes.shape
+    poses = np.zeros((iterations, batch, parents, components))
+    active = np.zeros((iterations, batch, parents))
+    for b in range(batch):
+        prior = np.exp(np.zeros((children, parents)) if bias is None else bias)
+        coupling = prior / prior.sum(axis=1, keepdims=True)
+        for t in range(iterations):
+            shares = coupling * np.maximum(activations[b], 1e-12)[:, np.newaxis]
+            temperature = final * (1 - 0.95 ** (t + 1))
+            if variant == "article":
+                shares = shares / shares.sum(axis=1, keepdims=True)
+                temperature = final
+            logits, densities = np.zeros(parents), np.zeros((children, parents))
+            for j in range(parents):
+                total = shares[:, j].sum()
+                mean = shares[:, j] @ votes[b, :, j] / total
+                variance = shares[:, j] @ (votes[b, :, j] - mean) ** 2 / total + floor
+                costs = (beta_u[j] + np.log(np.sqrt(variance))) * total
+                logits[j] = temperature * (beta_a[j] - costs.sum())
+                poses[t, b, j] = mean
+                for i in range(children):
+                    exponent = np.sum((votes[b, i, j] - mean) ** 2 / (2 * variance))
+                    densities[i, j] = np.exp(-exponent) / np.sqrt(np.prod(2 * np.pi * variance))
+            if variant == "article":
+                active[t, b] = np.exp(logits) / np.exp(logits).sum()
+            else:
+                active[t, b] = 1 / (1 + np.exp(-logits))
+            posterior = active[t, b] * densities
+            coupling = posterior / posterior.sum(axis=1, keepdims=True)
+    return list(zip(poses, active, strict=True))
+
+
+def all_votes(poses, weights):
+    votes = np.einsum("bipq,ijqr->bijpr", poses.astype(np.float64), weights.astype(np.float64))
+    return votes.reshape(*votes.shape[:3], -1)
+
+
+def problem(shape, seed=0):
+    """Random poses, activations, weights, beta_u [J, P, P], beta_a and bias; votes of a deviation near 1."""
+    batch, children, parents, size = shape
+    random = np.random.default_rng(seed)
+    return {
+        "poses": random.normal(size=(batch, children, size, size)),
+        "activations": random.uniform(0.05, 0.95, (batch, children)),
+        "weights": random.normal(size=(children, parents, size, size)) / np.sqrt(size),
+        "beta_u": random.normal(size=(parents, size, size)),
+        "beta_a": random.normal(size=parents),
+        "bias": random.normal(size=(children, parents)),
+    }
+
+
+def expected_of(values, iterations, variant, biased=True, **rest):
+    """The oracle's results for a `problem`, poses as matrices [B, J, P, P]."""
+    parents, size = values["weights"].shape[1:3]
+    results = oracle(
+        all_votes(values["poses"], values["weights"]),
+        values["activations"],
+        values["beta_u"].reshape(parents, -1),
+        values["beta_a"],
+        iterations,
+        variant,
+        values["bias"] if biased else None,
+        **rest,
+    )
+    return [(poses.reshape(-1, parents, size, size), active) for poses, active in results]
+
+
+def route(values, iterations, variant, biased=True, final=WARM, dtype="float32", **rest):
+    given = {name: tensor(value, dtype) for name, value in values.items() if name != "bias" or biased}
+    return em_routing(
+        **given, num_iterations=iterations, variant=variant, final_inverse_temperature=final, **rest
+    )
+
+
+def route_votes(values, iterations, variant, biased=True, final=WARM, dtype="float32", **rest):
+    given = {name: tensor(value, dtype) for name, value in values.items() if name != "bias" or biased}
+    poses, weights = given.pop("poses"), given.pop("weights")
+    batch, children, size, _ = poses.shape
+    parents = weights.shape[1]
+    votes = ops.einsum("bipq,ijqr->bijpr", poses, weights)
+    given["votes"] = ops.reshape(votes, (batch, children, parents, size * size))
+    given["beta_u"] = ops.reshape(given["beta_u"], (parents, size * size))
+    poses, activations = em_routing_from_votes(
+        **given, num_iterations=iterations, variant=variant, final_inverse_temperature=final, **rest
+    )
+    return ops.reshape(poses, (batch, parents, size, size)), activations
+
+
+# Temperatures and beta_u
+
+
+def test_inverse_temperatures_by_hand():
+    assert inverse_temperatures("hinton2018", 3, 0.01) == pytest.approx([0.0005, 0.000975, 0.00142625])
+    assert inverse_temperatures("article", 3, 0.01) == [0.01, 0.01, 0.01]
+    assert inverse_temperatures("hinton2018", 500, 2.0)[-1] == pytest.approx(2.0)
+
+
+def test_summed_beta_u_by_hand():
+    values = np.arange(8.0).reshape(2, 2, 2)
+    np.testing.assert_allclose(array(summed_beta_u(tensor(values), 2, 4)), [6.0, 22.0])
+    np.testing.assert_allclose(array(summed_beta_u(tensor(values.reshape(2, 4)), 2, 4)), [6.0, 22.0])
+    np.testing.assert_allclose(array(summed_beta_u(tensor([1.5, -2.0]), 2, 4)), [6.0, -8.0])
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    "shares, mean, variance", [((0.5, 0.5), 2.0, 1.0), ((0.25, 0.75), 2.5, 0.75), ((1.0, 0.0), 1.0, 0.0)]
+)
+def test_one_parent_by_hand(shares, mean, variance):
+    # Votes 1 and 3, one iteration: the activations are the shares, and their sum, the mass, is 1.
+    poses, activations = em_routing_from_votes(
+        tensor([[[[1.0]], [[3.0]]]]),
+        tensor([shares]),
+        tensor([0.5]),
+        tensor([2.0]),
+        1,
+        final_inverse_temperature=20.0,  # 20 (1 - 0.95) = 1
+        variance_floor=0.25,
+    )
+    cost = 0.5 + 0.5 * math.log(variance + 0.25)
+    np.testing.assert_allclose(array(poses), [[[mean]]], rtol=1e-6)
+    np.testing.assert_allclose(array(activations), [[1 / (1 + math.exp(-(2.0 - cost)))]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+def test_two_parents_and_two_iterations_by_hand(variant):
+    # Both children vote 1 for parent 0, and 0 and 2 for parent 1; with a floor of 1, variances 1 and 2.
+    final = 20.0 if variant == "hinton2018" else 1.0
+    poses, activations = em_routing_from_votes(
+        tensor([[[[1.0], [0.0]], [[1.0], [2.0]]]]),
+        tensor([[1.0, 1.0]]),
+        tensor([0.0, 0.0]),
+        tensor([0.0, 0.0]),
+        2,
+        variant,
+        final_inverse_temperature=final,
+        variance_floor=1.0,
+    )
+    # The first activations, up to a factor: 1/2 and 1/(1 + sqrt 2), or 1 and 1/sqrt 2. Density ratio
+    # of parent 1 to 0: exp(-1/4) / sqrt 2.
+    ratio = math.exp(-0.25) / math.sqrt(2.0)
+    ratio *= 2.0 / (1.0 + math.sqrt(2.0)) if variant == "hinton2018" else math.sqrt(0.5)
+    mass = 2.0 * ratio / (1.0 + ratio)  # of parent 1; both children are split alike
+    logit = -mass * 0.5 * math.log(2.0)
+    if variant == "hinton2018":
+        expected = [0.5, 1.0 / (1.0 + math.exp(-20.0 * (1.0 - 0.95**2) * logit))]
+    else:
+        expected = [1.0 / (1.0 + math.exp(logit)), math.exp(logit) / (1.0 + math.exp(logit))]
+    np.testing.assert_allclose(array(poses), [[[1.0], [1.0]]], rtol=1e-6)
+    np.testing.assert_allclose(array(activations), [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_routing_equals_the_oracle(shape, biased, variant):
+    values = problem(shape)
+    results = expected_of(values, 5, variant, biased, floor=1e-3)
+    for iterations, expected in enumerate(results, start=1):
+        for function in (route, route_votes):
+            found = function(values, iterations, variant, biased, variance_floor=1e-3)
+            for part, want in zip(found, expected, strict=True):
+                # float32 against float64, through five rounds of exponentials.
+                np.testing.assert_allclose(array(part), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("components", [1, 3, 18])
+def test_votes_of_any_number_of_components(components):
+    random = np.random.default_rng(1)
+    votes, activations = random.normal(size=(3, 7, 4, components)), random.uniform(size=(3, 7))
+    beta_u, beta_a = random.normal(size=(4, components)), random.normal(size=4)
+    expected = oracle(votes, activations, beta_u, beta_a, 3, "hinton2018", floor=1e-3)[-1]
+    given = [tensor(value) for value in (votes, activations, beta_u, beta_a)]
+    found = em_routing_from_votes(*given, 3, final_inverse_temperature=WARM, variance_floor=1e-3)
+    for part, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array(part), want, atol=1e-4)
+
+
+def test_defaults():
+    values = problem((3, 7, 5, 4))
+    expected = expected_of(values, 2, "hinton2018", biased=False, final=0.01)[-1]
+    given = {name: tensor(value) for name, value in values.items() if name != "bias"}
+    for part, want in zip(em_routing(**given), expected, strict=True):
+        np.testing.assert_allclose(array(part), want, atol=1e-4)
+    # The same cost for every component: its sum is P * P times as large.
+    given["beta_u"] = given["beta_u"][:, 0, 0]
+    values["beta_u"] = np.broadcast_to(values["beta_u"][:, :1, :1], (5, 4, 4))
+    expected = expected_of(values, 2, "hinton2018", biased=False, final=0.01)[-1]
+    for part, want in zip(em_routing(**given), expected, strict=True):
+        np.testing.assert_allclose(array(part), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+def test_an_empty_batch_gives_an_empty_batch(variant):
+    values = problem((1, 7, 3, 2))
+    values["poses"], values["activations"] = np.zeros((0, 7, 2, 2)), np.zeros((0, 7))
+    for function in (route, route_votes):
+        for biased in (False, True):
+            poses, activations = function(values, 2, variant, biased)
+            assert tuple(poses.shape) == (0, 3, 2, 2) and tuple(activations.shape) == (0, 3)
+
+
+# Properties
+
+
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+def test_order_of_children_is_irrelevant_and_order_of_parents_is_kept(variant):
+    values = problem((3, 17, 5, 2))
+    random = np.random.default_rng(3)
+    children, parents = random.permutation(17), random.permutation(5)
+    routed = [array(part) for part in route(values, 3, variant, variance_floor=1e-3)]
+    moved = dict(values)
+    for name, axis in (("poses", 1), ("activations", 1), ("weights", 0), ("bias", 0)):
+        moved[name] = np.take(values[name], children, axis=axis)
+    for part, want in zip(route(moved, 3, variant, variance_floor=1e-3), routed, strict=True):
+        np.testing.assert_allclose(array(part), want, atol=1e-5)
+    for name, axis in (("weights", 1), ("beta_u", 0), ("beta_a", 0), ("bias", 1)):
+        moved[name] = np.take(moved[name], parents, axis=axis)
+    for part, want in zip(route(moved, 3, variant, variance_floor=1e-3), routed, strict=True):
+        np.testing.assert_allclose(array(part), want[:, parents], atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+def test_samples_do_not_influence_each_other(variant):
+    values = problem((5, 9, 4, 2))
+    together = [array(part) for part in route(values, 3, variant)]
+    for sample in range(5):
+        alone = {**values, **{name: values[name][sample : sample + 1] for name in ("poses", "activations")}}
+        for part, want in zip(route(alone, 3, variant), together, strict=True):
+            np.testing.assert_allclose(array(part)[0], want[sample], atol=1e-5)
+
+
+def test_votes_that_agree_make_the_parent_active_and_take_the_child():
+    random = np.random.default_rng(5)
+    votes = random.normal(size=(1, 9, 2, 4))
+    votes[:, :8, 0] = [1.0, 2.0, 3.0, 4.0]  # all but the last child agree about parent 0
+    given = [tensor(value) for value in (votes, np.ones((1, 9)), np.zeros(2), np.zeros(2))]
+    poses, activations = (array(part) for part in em_routing_from_votes(*given, 3))
+    np.testing.assert_allclose(poses[0, 0], [1.0, 2.0, 3.0, 4.0], atol=1e-3)
+    np.testing.assert_allclose(poses[0, 1], votes[0, 8, 1], atol=1e-3)  # left to the one that disagrees
+    assert activations[0, 0] > activations[0, 1]
+
+
+def test_child_activations_cancel_in_the_article_variant_alone():
+    values = problem((3, 7, 5, 2))
+    other = {**values, "activations": values["activations"][:, ::-1]}
+    for variant in EM_VARIANTS:
+        difference = max(
+            np.abs(array(part) - array(changed)).max()
+            for part, changed in zip(route(values, 2, variant), route(other, 2, variant), strict=True)
+        )
+        assert (difference == 0.0) == (variant == "article")
+    found = gradients(
+        lambda activations: ops.sum(route({**values, "activations": activations}, 2, "article")[0]),
+        values["activations"],
+    )
+    np.testing.assert_array_equal(found[0], np.zeros((3, 7)))  # zero, not missing
+    active = array(route(values, 2, "article")[1])
+    np.testing.assert_allclose(active.sum(axis=1), np.ones(3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_an_inactive_child_counts_for_nothing(iterations):
+    values = problem((3, 7, 5, 2))
+    values["activations"][:, 6] = 0.0
+    few = dict(values)
+    for name, axis in (("poses", 1), ("activations", 1), ("weights", 0), ("bias", 0)):
+        few[name] = np.delete(values[name], 6, axis=axis)
+    found, expected = (route(each, iterations, "hinton2018", variance_floor=1e-3) for each in (values, few))
+    for part, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array(part), array(want), atol=1e-5)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+@pytest.mark.parametrize(
+    "function, iterations", [(route, 1), (route, 2), (route, 3), (route, 5), (route_votes, 2)]
+)
+def test_every_gradient_equals_finite_differences_of_the_oracle(function, iterations, variant):
+    values = problem((2, 4, 3, 2))
+    random = np.random.default_rng(4)
+    cotangents = random.normal(size=(2, 3, 2, 2)), random.normal(size=(2, 3))
+    names = list(values)
+
+    def expected_score(*arguments):
+        results = expected_of(dict(zip(names, arguments, strict=True)), iterations, variant, floor=0.05)
+        return sum(np.sum(c * part) for c, part in zip(cotangents, results[-1], strict=True))
+
+    with double_precision() as dtype:
+
+        def score(*tensors):
+            given = dict(zip(names, tensors, strict=True))
+            results = function(given, iterations, variant, dtype=dtype, variance_floor=0.05)
+            return sum(ops.sum(tensor(c, dtype) * part) for c, part in zip(cotangents, results, strict=True))
+
+        found = gradients(score, *values.values(), dtype=dtype)
+    expected = numerical_gradients(expected_score, *values.values())
+    for name, gradient, numerical in zip(names, found, expected, strict=True):
+        if (name, variant) != ("activations", "article"):
+            assert np.abs(numerical).max() > 1e-3, name
+        np.testing.assert_allclose(gradient, numerical, **TOLERANCES[dtype], err_msg=name)
+
+
+def test_double_precision_equals_the_oracle():
+    values = problem((3, 17, 5, 2))
+    with double_precision() as dtype:
+        for variant in EM_VARIANTS:
+            for biased in (False, True):
+                found = route(values, 3, variant, biased, dtype=dtype)
+                for part, want in zip(found, expected_of(values, 3, variant, biased)[-1], strict=True):
+                    assert keras.backend.standardize_dtype(part.dtype) == dtype
+                    np.testing.assert_allclose(array(part), want, atol=1e-11 if dtype == "float64" else 1e-4)
+
+
+# Extremes in float32
+
+
+def extremes():
+    """Names and changes to a `problem` that break routing in plain formulas."""
+    yield "scale 1e-3", lambda values: values["poses"].__imul__(1e-3)
+    yield "scale 1e3", lambda values: values["poses"].__imul__(1e3)
+    yield "all poses zero", lambda values: values["poses"].fill(0.0)
+    yield "no child active", lambda values: values["activations"].fill(0.0)
+    yield "every child active", lambda values: values["activations"].fill(1.0)
+    yield "beside the floor", lambda values: values["activations"].fill(2e-12)
+    yield "one hot bias", lambda values: values["bias"].__imul__(1e3)
+    yield "large beta_a", lambda values: values["beta_a"].__imul__(1e4)
+    yield "large beta_u", lambda values: values["beta_u"].__imul__(1e4)
+
+    def identical(values, scale=1.0):
+        values["poses"][:] = values["poses"][:, :1] * scale
+        values["weights"][:] = values["weights"][:1]
+
+    yield "identical votes", identical
+    yield "identical votes, scale 1e3", lambda values: identical(values, 1e3)
+    yield "identical votes, scale 1e-3", lambda values: identical(values, 1e-3)
+
+
+EXTREMES = dict(extremes())
+EXTREME_CASES = [(name, (2, 9, 5, 4)) for name in EXTREMES] + [
+    (name, shape)
+    for shape in ((2, 1, 5, 4), (2, 9, 1, 4), (2, 1, 1, 1))  # one child, one parent, one of all
+    for name in ("scale 1e-3", "scale 1e3", "all poses zero", "no child active", "every child active")
+]
+
+
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+@pytest.mark.parametrize("name, shape", EXTREME_CASES, ids=str)
+def test_extremes_give_finite_values_and_gradients(name, shape, variant):
+    values = problem(shape)
+    EXTREMES[name](values)
+    votes = all_votes(values["poses"], values["weights"]).reshape(*shape[:3], shape[3], shape[3])
+    slack = 1e-5 * np.abs(votes).max()
+    for iterations in range(1, 6):
+
+        def score(*tensors, iterations=iterations):
+            given = dict(zip(values, tensors, strict=True))
+            poses, activations = route(given, iterations, variant, final=0.01)
+            return ops.sum(poses) + ops.sum(activations)
+
+        poses, activations = (array(part) for part in route(values, iterations, variant, final=0.01))
+        assert np.isfinite(poses).all() and np.isfinite(activations).all()
+        assert activations.min() >= 0.0 and activations.max() <= 1.0 + 1e-6
+        # A mean lies among the votes.
+        assert (poses <= votes.max(axis=1) + slack).all() and (poses >= votes.min(axis=1) - slack).all()
+        for which, gradient in zip(values, gradients(score, *values.values()), strict=True):
+            assert np.isfinite(gradient).all(), which
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_float32_stays_near_double_precision_at_every_scale(scale):
+    values = problem((3, 17, 5, 4))
+    values["poses"] *= scale
+    for variant in EM_VARIANTS:
+        expected = expected_of(values, 3, variant, final=0.01)[-1]
+        poses, activations = (array(part) for part in route(values, 3, variant, final=0.01))
+        np.testing.assert_allclose(poses, expected[0], atol=1e-4 * scale)
+        np.testing.assert_allclose(activations, expected[1], atol=1e-4)
+
+
+# Other dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+def test_half_precision_keeps_its_dtype_and_stays_near(dtype, variant):
+    values = problem((3, 33, 5, 4))
+    expected = expected_of(values, 2, variant, floor=0.1, final=0.01)[-1]
+    for function in (route, route_votes):
+        found = function(values, 2, variant, dtype=dtype, variance_floor=0.1, final=0.01)
+        for part, want in zip(found, expected, strict=True):
+            assert keras.backend.standardize_dtype(part.dtype) == dtype
+            np.testing.assert_allclose(array(part), want, atol=0.02 if dtype == "float16" else 0.1)
+
+
+def test_parameters_and_activations_of_full_precision_beside_half_poses():
+    values = {name: tensor(value) for name, value in problem((3, 7, 5, 4)).items()}
+    full = em_routing(**values, variance_floor=0.1)
+    for name in ("poses", "weights"):
+        values[name] = ops.cast(values[name], "bfloat16")
+    mixed = em_routing(**values, variance_floor=0.1)
+    assert [keras.backend.standardize_dtype(part.dtype) for part in mixed] == ["bfloat16", "float32"]
+    for part, want in zip(mixed, full, strict=True):
+        np.testing.assert_allclose(array(part), array(want), atol=0.1)
+
+
+# Errors and implementations
+
+EM_SHAPES = {
+    "poses": (3, 7, 2, 2),
+    "activations": (3, 7),
+    "weights": (7, 5, 2, 2),
+    "beta_u": (5,),
+    "beta_a": (5,),
+    "bias": (7, 5),
+}
+
+
+@pytest.mark.parametrize(
+    "name, shape, expected",
+    [
+        ("poses", (3, 7, 4), r"poses.*\[B, I, P, P\].*poses.shape=\(3, 7, 4\)"),
+        ("activations", (3, 7, 1), r"activations.*\[B, I\].*activations.shape=\(3, 7, 1\)"),
+        ("weights", (7, 5, 4), r"weights.*\[I, J, P, P\].*weights.shape=\(7, 5, 4\)"),
+        ("weights", (7, 5, 2, 3), r"agree in I and P.*poses.shape=\(3, 7, 2, 2\).*shape=\(7, 5, 2, 3\)"),
+        ("weights", (6, 5, 2, 2), r"agree in I and P.*poses.shape=\(3, 7, 2, 2\).*shape=\(6, 5, 2, 2\)"),
+        ("poses", (3, 7, 3, 3), r"agree in I and P.*poses.shape=\(3, 7, 3, 3\)"),
+        ("activations", (3, 6), r"poses and activations.*agree in B and I.*activations.shape=\(3, 6\)"),
+        ("activations", (2, 7), r"poses and activations.*agree in B and I.*activations.shape=\(2, 7\)"),
+        ("beta_u", (4,), r"beta_u.*\(5,\), \(5, 4\), \(5, 2, 2\).*beta_u.shape=\(4,\)"),
+        ("beta_u", (5, 1, 1), r"beta_u.*beta_u.shape=\(5, 1, 1\)"),
+        ("beta_a", (5, 1), r"beta_a.*\[J\] = \(5,\).*beta_a.shape=\(5, 1\)"),
+        ("bias", (5, 7), r"bias.*\[I, J\] = \(7, 5\).*bias.shape=\(5, 7\)"),
+    ],
+)
+def test_wrong_shapes_are_named(name, shape, expected):
+    shapes = {**EM_SHAPES, name: shape}
+    with pytest.raises(ValueError, match=expected):
+        em_routing(**{name: tensor(np.zeros(shape)) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    "name, shape, expected",
+    [
+        ("votes", (3, 7, 5), r"votes.*\[B, I, J, H\].*votes.shape=\(3, 7, 5\)"),
+        ("activations", (3, 5), r"votes and activations.*activations.shape=\(3, 5\)"),
+        ("beta_u", (5, 5), r"beta_u.*Expected one of \(5,\), \(5, 6\). .*beta_u.shape=\(5, 5\)"),
+        ("beta_a", (6,), r"beta_a.shape=\(6,\)"),
+        ("bias", (5, 7), r"bias.shape=\(5, 7\)"),
+    ],
+)
+def test_wrong_shapes_of_votes_are_named(name, shape, expected):
+    shapes = {"votes": (3, 7, 5, 6), **EM_SHAPES, name: shape}
+    del shapes["poses"], shapes["weights"]
+    with pytest.raises(ValueError, match=expected):
+        em_routing_from_votes(**{name: tensor(np.zeros(shape)) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (dict(num_iterations=0), "num_iterations.*at least 1.*num_iterations=0"),
+        (dict(variant="hinton"), r"variant.*'hinton2018', 'article'.*variant=hinton$"),
+        (dict(final_inverse_temperature=0.0), "final_inverse_temperature.*above 0.*temperature=0.0"),
+        (dict(final_inverse_temperature=math.inf), "final_inverse_temperature.*finite.*temperature=inf"),
+        (dict(variance_floor=0.0), "variance_floor.*above 0.*variance_floor=0.0"),
+        (dict(variance_floor=math.nan), "variance_floor.*above 0.*variance_floor=nan"),
+        (dict(implementation="quick"), "implementation=quick"),
+    ],
+)
+def test_wrong_values_are_named(arguments, expected):
+    given = {name: tensor(np.zeros(shape)) for name, shape in EM_SHAPES.items()}
+    with pytest.raises(ValueError, match=expected):
+        em_routing(**given, **arguments)
+    del given["poses"], given["weights"]
+    with pytest.raises(ValueError, match=expected):
+        em_routing_from_votes(tensor(np.zeros((3, 7, 5, 4))), **given, **arguments)
+
+
+def test_routing_of_symbolic_tensors_leaves_the_batch_open():
+    values = {name: tensor(np.zeros(shape)) for name, shape in EM_SHAPES.items()}
+    poses, activations = keras.Input((7, 2, 2)), keras.Input((7,))
+    values.update(poses=poses, activations=activations)
+    found = em_routing(**values)
+    assert [tuple(part.shape) for part in found] == [(None, 5, 2, 2), (None, 5)]
+
+
+def test_the_reference_can_be_asked_for():
+    values = problem((3, 7, 5, 2))
+    for function in (route, route_votes):
+        for part, want in zip(
+            function(values, 2, "article", implementation="reference"),
+            function(values, 2, "article"),
+            strict=True,
+        ):
+            np.testing.assert_allclose(array(part), array(want), atol=1e-5)
+    with pytest.raises(UsageError, match="fused"):
+        route(values, 2, "article", implementation="fused")
