@@ -1,5 +1,6 @@
 """Capsule operations: squashing and routing."""
 
+from tfinv.ops._library import BuildInfo, build_info
 from tfinv.ops.reference import length, squash
 from tfinv.ops.routing import (
     EM_VARIANTS,
@@ -16,8 +17,10 @@ from tfinv.ops.routing import (
 __all__ = [
     "EM_VARIANTS",
     "IMPLEMENTATIONS",
+    "BuildInfo",
     "EmVariant",
     "Implementation",
+    "build_info",
     "dynamic_routing",
     "dynamic_routing_from_votes",
     "em_routing",

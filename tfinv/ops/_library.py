@@ -1,6 +1,11 @@
-"""The compiled library behind the fused ops of a Keras backend: whether there is one, and what it is."""
+"""The compiled library behind the fused ops of a Keras backend: whether there is one, and what it is.
+
+Environment: TFINV_DISABLE_FUSED=1 for the reference without a word, TFINV_REQUIRE_FUSED=1 for an error where
+"auto" would fall back on the reference, TFINV_REBUILD=1 to compile again; custom_ops/build.py knows the rest.
+"""
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import sys
@@ -9,12 +14,19 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-# Keras backend -> what the C++ core is compiled for; the others run the reference.
-BINDINGS = ("tensorflow", "jax")
+import keras
+
+# Keras backend -> the module with its fused functions: `load() -> BuildInfo`, `dynamic_routing` and
+# `em_routing`. The other backends run the reference.
+MODULES = {"tensorflow": "tfinv.ops.fused", "jax": "tfinv.ops.fused_jax"}
 
 
 class LibraryError(RuntimeError):
     """There is no library; the message says why and what to do."""
+
+
+class UnwantedError(LibraryError):
+    """There is no library, and none is missed: the backend has none, or it is switched off."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,7 @@ class BuildInfo:
     Attributes:
         available: Whether they can be used.
         reason: Why not, if not.
+        failed: Whether they should be available: the backend has them, and they are not switched off.
         binding: What they are compiled for: "tensorflow" or "jax"; empty for other Keras backends.
         library: Path of the shared library.
         isa: Instruction set that the CPU kernels run on: "baseline", "avx2" or "avx512".
@@ -36,6 +49,7 @@ class BuildInfo:
 
     available: bool
     reason: str = ""
+    failed: bool = False
     binding: str = ""
     library: str = ""
     isa: str = ""
@@ -102,6 +116,48 @@ def describe(binding: str, path: Path) -> BuildInfo:
     )
 
 
-def is_set(variable: str) -> bool:
+@cache
+def build_info() -> BuildInfo:
+    """Tells what the fused routing ops of this process are, or why there are none; decided once.
+
+    Compiles them if they never were.
+    """
+    try:
+        return fused_module().load()
+    except LibraryError as error:
+        return BuildInfo(False, str(error), failed=not isinstance(error, UnwantedError))
+
+
+def fused_module() -> ModuleType:
+    """Returns the module with the fused functions of the Keras backend; loads no library.
+
+    Raises:
+        LibraryError: If the backend has none, what it needs is not installed, or it is switched off.
+    """
+    backend = keras.backend.backend()
+    if backend not in MODULES:
+        raise UnwantedError(f"Keras runs on {backend}; the fused ops are for {' and '.join(MODULES)}.")
+    if _is_set("TFINV_DISABLE_FUSED"):
+        raise UnwantedError("TFINV_DISABLE_FUSED is set.")
+    try:
+        return importlib.import_module(MODULES[backend])
+    except ImportError as error:
+        raise LibraryError(f"{MODULES[backend]} cannot be imported: {error}") from error
+
+
+def is_required() -> bool:
+    """Returns whether "auto" must not fall back on the reference where the fused ops fail."""
+    return _is_set("TFINV_REQUIRE_FUSED")
+
+
+def build_command() -> str:
+    """Returns the command line that compiles the library and shows why it cannot; empty without sources."""
+    try:
+        return build_module().command(keras.backend.backend())
+    except LibraryError:
+        return ""
+
+
+def _is_set(variable: str) -> bool:
     """Returns whether an environment variable is set to anything but 0."""
     return os.environ.get(variable, "0") not in ("", "0")
