@@ -1,6 +1,6 @@
 // Tests of the CPU half of custom_ops/core, without a framework.
 //
-//   test_cpu [NAME]     runs every test, or those whose name contains NAME; the exit status is 1 if one failed
+//   test_cpu [NAME]     runs every test, or those whose name contains NAME; exit status 1 if one failed
 //
 // The environment variable TFINV_ISA chooses the instruction set.
 #include <array>
@@ -73,7 +73,8 @@ void CheckReference(const Case& problem) {
     }
     const double error = Distance(slopes, *gradients[n]), largest = Largest(slopes);
     if (slopes.size() != gradients[n]->size() || !(error <= 1e-6 * largest + 1e-11))
-      Fail("%s: gradient %zu of the reference is off by %.3g of %.3g", problem.Name().c_str(), n, error, largest);
+      Fail("%s: gradient %zu of the reference is off by %.3g of %.3g", problem.Name().c_str(), n, error,
+           largest);
     ++tally.compared;
   }
 }
@@ -312,19 +313,20 @@ void ThreadsOfTwoCallers() {
 struct Test {
   const char* name;
   void (*run)();
+  double conditioned_share;  // of its tensors that float may fail to do to kRelative
 };
 
-constexpr Test kTests[] = {{"reference_gradients", ReferenceGradients},
-                           {"golden_lengths", GoldenLengths},
-                           {"golden_em", GoldenEm},
-                           {"dynamic_sizes", DynamicSizes},
-                           {"em_sizes", EmSizes},
-                           {"published_sizes", PublishedSizes},
-                           {"empty_batch", EmptyBatch},
-                           {"dynamic_extremes", DynamicExtremes},
-                           {"em_extremes", EmExtremes},
-                           {"threads", Threads},
-                           {"threads_two_callers", ThreadsOfTwoCallers}};
+constexpr Test kTests[] = {{"reference_gradients", ReferenceGradients, 0.0},
+                           {"golden_lengths", GoldenLengths, 0.0},
+                           {"golden_em", GoldenEm, 0.1},
+                           {"dynamic_sizes", DynamicSizes, 0.02},
+                           {"em_sizes", EmSizes, 0.08},
+                           {"published_sizes", PublishedSizes, 0.02},
+                           {"empty_batch", EmptyBatch, 0.0},
+                           {"dynamic_extremes", DynamicExtremes, 0.2},
+                           {"em_extremes", EmExtremes, 0.2},
+                           {"threads", Threads, 0.02},
+                           {"threads_two_callers", ThreadsOfTwoCallers, 0.0}};
 
 int Main(const char* part) {
   int ran = 0;
@@ -333,9 +335,10 @@ int Main(const char* part) {
     const int before = failures;
     const int64_t conditioned = tally.conditioned, compared = tally.compared;
     test.run();
+    const int64_t those = tally.conditioned - conditioned, all = tally.compared - compared;
+    if (those > all * test.conditioned_share) Fail("%s: too many judged by their conditioning", test.name);
     std::printf("%-22s %s (%d of %d tensors judged by their conditioning)\n", test.name,
-                failures == before ? "ok" : "FAILED", int(tally.conditioned - conditioned),
-                int(tally.compared - compared));
+                failures == before ? "ok" : "FAILED", int(those), int(all));
     std::fflush(stdout);
     ++ran;
   }
