@@ -1,0 +1,20 @@
+// Compiled once for each instruction set, with TFINV_ISA its name and the compiler flags that go with it.
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu_kernels.h"
+
+namespace tfinv {
+namespace TFINV_ISA {
+namespace {
+#include "simd.h"
+#include "tiles.inc"
+#include "dynamic_cpu.inc"
+}  // namespace
+
+extern const CpuKernels kKernels;
+const CpuKernels kKernels = {kLanes,  RouteScratch, SumVotes,         Route,    Agree,
+                             ScatterScratch, Scatter, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace TFINV_ISA
+}  // namespace tfinv

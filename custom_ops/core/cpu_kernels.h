@@ -1,0 +1,75 @@
+// What the drivers (dynamic_cpu.cpp, em_cpu.cpp; compiled once) ask of the kernels (*.inc; compiled once for
+// each instruction set by cpu_isa.cpp).
+//
+// The kernels work on several samples at once, one a lane of a vector: no reduction crosses lanes but in
+// the gradient of the weights, and any I, J, K, D fills the vectors. Samples [B, ...] are packed to
+//   packed [vector][...][lane],  sample b = vector * lanes + lane,
+// lanes past the end are 0. A packed state of J * D values a sample has `Stride` floats a vector, a little
+// more than J * D * lanes: neighbouring vectors must not share the low bits of their addresses.
+#ifndef TFINV_CUSTOM_OPS_CORE_CPU_KERNELS_H_
+#define TFINV_CUSTOM_OPS_CORE_CPU_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tfinv {
+
+constexpr size_t kAlignment = 64;    // bytes; a cache line, and the widest vector
+constexpr int64_t kPad = 16;         // floats between two vectors of a state
+constexpr int64_t kVectorsAtOnce = 2;  // vectors of samples a routing task takes
+
+// One pass over some children (first_child <= i < last_child) of some samples.
+struct DynamicPass {
+  int64_t children, parents, child_dim, parent_dim;  // I, J, K, D
+  int64_t first_child, last_child;
+  int64_t vectors;          // of samples, at most kVectorsAtOnce (but for `scatter`: any number)
+  const float* poses;       // packed [vector][I][K][lane]
+  const float* weights;     // [I, J, K, D]
+  const float* bias;        // [I, J] or null
+  int64_t state_stride;     // floats from one vector to the next in the states below
+  const float* agreed;      // packed [J, D]: v_1 + ... + v_{t-1}; null for zeros
+  const float* dsums;       // packed [J, D]: gradient of sums_t
+  float* partial;           // packed [J, D]: the pass's sum over its children
+  float* coupling;          // [I, J][coefficient_stride]: coupling_t of the samples, written by `agree`
+  float* dlogits;           // [I, J][coefficient_stride]: gradient of logits_t, written by `agree`
+  int64_t coefficient_stride;
+  float* scratch;           // of at least the floats that scratch_floats tells
+};
+
+// The last pass of the gradient: all iterations of a range of children and all samples of a block.
+struct DynamicScatter {
+  DynamicPass pass;             // children, samples, poses, weights; the rest unused
+  int iterations;
+  bool uniform_start;           // no bias: coupling_1 is a constant, already in dsums[0]
+  const float* const* agreed;   // [R] packed states; [0] unused
+  const float* const* dsums;    // [R]
+  const float* const* coupling; // [R] as in DynamicPass; [0] unused with a uniform start
+  const float* const* dlogits;  // [R]
+  bool accumulate;              // add to dweights and dbias instead of writing them
+  float* dposes;                // packed [vector][I][K][lane]
+  float* dweights;              // [I, J, K, D]
+  float* dbias;                 // [I, J] or null
+};
+
+struct EmBlock;  // em_kernels.h
+
+struct CpuKernels {
+  int lanes;
+  size_t (*route_scratch)(const DynamicPass&);          // floats, for the next three
+  void (*sum_votes)(const DynamicPass&);                // partial = sum of votes
+  void (*route)(const DynamicPass&);                    // partial = sum of coupling * votes
+  void (*agree)(const DynamicPass&);                    // coupling, dlogits; partial = sum of dlogits * votes
+  size_t (*scatter_scratch)(const DynamicScatter&);     // floats
+  void (*scatter)(const DynamicScatter&);               // dposes, dweights, dbias
+  size_t (*em_forward_scratch)(const EmBlock&);         // floats
+  void (*em_forward)(const EmBlock&);
+  size_t (*em_backward_scratch)(const EmBlock&);        // floats
+  void (*em_backward)(const EmBlock&);
+};
+
+// The kernels of the instruction set chosen at run time.
+const CpuKernels& Kernels();
+
+}  // namespace tfinv
+
+#endif  // TFINV_CUSTOM_OPS_CORE_CPU_KERNELS_H_

@@ -1,0 +1,260 @@
+// Dynamic routing on the CPU: the passes, their tasks and what is kept between them.
+//
+// A pass is split into ranges of children times groups of sample vectors. Each task sums over its children;
+// the partial sums are added in the order of the ranges, so that results do not depend on the threads. A
+// range's weights stay in the second-level cache while the groups of samples pass.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "buffer.h"
+#include "cpu_kernels.h"
+#include "routing.h"
+
+namespace tfinv {
+namespace {
+
+constexpr int64_t kRanges = 32;                         // of children, at most
+constexpr int64_t kCoefficientFloats = int64_t{1} << 26;  // of coupling and dlogits at once: 256 MiB
+constexpr int64_t kSamplesAtOnce = 128;                 // in the gradient: a D x 128 block stays in the first-level cache
+
+int64_t Ceil(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+
+// A block of samples and the states [J, D] that its passes share.
+class Block {
+ public:
+  Block(const DynamicDims& dims, int64_t first, int64_t count, const Executor& executor)
+      : kernels(Kernels()), dims(dims), first(first), count(count), executor(executor), lanes(kernels.lanes),
+        vectors(Ceil(count, lanes)), groups(Ceil(vectors, kVectorsAtOnce)), range(Ceil(dims.children, kRanges)),
+        ranges(Ceil(dims.children, range)), components(dims.parents * dims.parent_dim),
+        stride(components * lanes + kPad), pose_stride(dims.children * dims.child_dim * lanes),
+        partial(ranges * vectors * stride) {}
+
+  float* NewState() {
+    states.emplace_back(vectors * stride);
+    std::memset(states.back().get(), 0, vectors * stride * sizeof(float));
+    return states.back().get();
+  }
+
+  // Runs a kernel on all tasks; `total` receives the sum over the children unless it is null.
+  void Run(void (*kernel)(const DynamicPass&), const DynamicPass& pass, float* total) {
+    ParallelFor(executor, ranges * groups, [&](int64_t task) {
+      const int64_t part = task / groups, vector = task % groups * kVectorsAtOnce;
+      DynamicPass own = pass;
+      own.first_child = part * range;
+      own.last_child = std::min(dims.children, own.first_child + range);
+      own.vectors = std::min(kVectorsAtOnce, vectors - vector);
+      own.poses += vector * pose_stride;
+      own.agreed += vector * stride;
+      if (own.dsums) own.dsums += vector * stride;
+      own.partial = partial.get() + (part * vectors + vector) * stride;
+      if (own.coupling) own.coupling += vector * lanes;
+      if (own.dlogits) own.dlogits += vector * lanes;
+      Buffer scratch(kernels.route_scratch(own));
+      own.scratch = scratch.get();
+      kernel(own);
+    });
+    if (!total) return;
+    ParallelFor(executor, vectors, [&](int64_t vector) {
+      float* sum = total + vector * stride;
+      std::memcpy(sum, partial.get() + vector * stride, components * lanes * sizeof(float));
+      for (int64_t part = 1; part < ranges; ++part) {
+        const float* add = partial.get() + (part * vectors + vector) * stride;
+        for (int64_t index = 0; index < components * lanes; ++index) sum[index] += add[index];
+      }
+    });
+  }
+
+  DynamicPass Pass(const float* poses, const float* weights, const float* bias) const {
+    DynamicPass pass = {};
+    pass.children = dims.children;
+    pass.parents = dims.parents;
+    pass.child_dim = dims.child_dim;
+    pass.parent_dim = dims.parent_dim;
+    pass.poses = poses;
+    pass.weights = weights;
+    pass.bias = bias;
+    pass.state_stride = stride;
+    return pass;
+  }
+
+  // Poses [B, I, K] of the block, packed.
+  Buffer PackPoses(const float* poses) const {
+    Buffer packed(vectors * pose_stride);
+    ParallelFor(executor, vectors, [&](int64_t vector) {
+      Pack(poses, first, count, dims.children * dims.child_dim, lanes, pose_stride, vector, packed.get());
+    });
+    return packed;
+  }
+
+  // Calls body(sums, other) with the D components of each sample and parent; `lanes` floats apart.
+  template <class Body>
+  void ForParents(float* state, float* other, const Body& body) const {
+    for (int64_t vector = 0; vector < vectors; ++vector)
+      for (int64_t parent = 0; parent < dims.parents; ++parent)
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          const int64_t at = vector * stride + parent * dims.parent_dim * lanes + lane;
+          body(state + at, other + at);
+        }
+  }
+
+  const CpuKernels& kernels;
+  const DynamicDims& dims;
+  const int64_t first, count;
+  const Executor& executor;
+  const int64_t lanes, vectors, groups, range, ranges, components, stride, pose_stride;
+  Buffer partial;              // [range][vector][stride]
+  std::vector<Buffer> states;  // each [vector][stride]
+};
+
+// |s| / (1 + |s|^2), and the length |s|, of components `step` apart.
+float SquashFactor(const float* sums, int64_t size, int64_t step, float* length) {
+  float squared = 0.0f;
+  for (int64_t d = 0; d < size; ++d) squared += sums[d * step] * sums[d * step];
+  *length = std::sqrt(squared);
+  return *length / (1.0f + squared);
+}
+
+// to += squash(sums), for every sample and parent.
+void AddSquashed(const Block& block, float* sums, float* to) {
+  const int64_t size = block.dims.parent_dim, step = block.lanes;
+  block.ForParents(sums, to, [&](const float* s, float* v) {
+    float length;
+    const float factor = SquashFactor(s, size, step, &length);
+    for (int64_t d = 0; d < size; ++d) v[d * step] += factor * s[d * step];
+  });
+}
+
+// The gradient of squash: dvalues becomes scale * (factor * dvalues + factor' / |s| * (s . dvalues) * s).
+void SquashGradient(const Block& block, float* sums, float* dvalues, float scale) {
+  const int64_t size = block.dims.parent_dim, step = block.lanes;
+  block.ForParents(sums, dvalues, [&](const float* s, float* dv) {
+    float length, dot = 0.0f;
+    const float factor = SquashFactor(s, size, step, &length);
+    for (int64_t d = 0; d < size; ++d) dot += s[d * step] * dv[d * step];
+    const float root = 1.0f + length * length;
+    const float slope = length > 0.0f ? (1.0f - length * length) / (root * root) * (dot / length) : 0.0f;
+    for (int64_t d = 0; d < size; ++d) dv[d * step] = scale * (factor * dv[d * step] + slope * s[d * step]);
+  });
+}
+
+void UnpackState(const Block& block, const float* state, float* samples) {
+  for (int64_t vector = 0; vector < block.vectors; ++vector)
+    Unpack(state, block.first, block.count, block.components, block.lanes, block.stride, vector, samples);
+}
+
+void PackState(const Block& block, const float* samples, float* state) {
+  for (int64_t vector = 0; vector < block.vectors; ++vector)
+    Pack(samples, block.first, block.count, block.components, block.lanes, block.stride, vector, state);
+}
+
+}  // namespace
+
+void DynamicForward(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
+                    float* outputs, float* sums, const Executor& executor) {
+  if (dims.batch == 0) return;
+  Block block(dims, 0, dims.batch, executor);
+  const Buffer packed = block.PackPoses(poses);
+  float *agreed = block.NewState(), *total = block.NewState();
+  DynamicPass pass = block.Pass(packed.get(), weights, bias);
+  pass.agreed = agreed;
+  for (int t = 0; t < dims.iterations; ++t) {
+    const bool uniform = t == 0 && !bias;
+    block.Run(uniform ? block.kernels.sum_votes : block.kernels.route, pass, total);
+    if (uniform) {
+      const float coupling = 1.0f / static_cast<float>(dims.parents);
+      for (int64_t index = 0; index < block.vectors * block.stride; ++index) total[index] *= coupling;
+    }
+    UnpackState(block, total, sums + t * dims.batch * block.components);
+    if (t == dims.iterations - 1) std::memset(agreed, 0, block.vectors * block.stride * sizeof(float));
+    AddSquashed(block, total, agreed);
+  }
+  UnpackState(block, agreed, outputs);
+}
+
+void DynamicBackward(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
+                     const float* sums, const float* doutputs, float* dposes, float* dweights, float* dbias,
+                     const Executor& executor) {
+  const int64_t pairs = dims.children * dims.parents, steps = dims.iterations;
+  if (dims.batch == 0) {
+    std::memset(dweights, 0, pairs * dims.child_dim * dims.parent_dim * sizeof(float));
+    if (dbias) std::memset(dbias, 0, pairs * sizeof(float));
+    return;
+  }
+  const int64_t unit = Kernels().lanes * kVectorsAtOnce;
+  const int64_t affordable = kCoefficientFloats / (2 * steps * pairs) / unit * unit;
+  const int64_t at_once = std::max(unit, std::min(affordable, kSamplesAtOnce));
+  for (int64_t first = 0; first < dims.batch; first += at_once) {
+    Block block(dims, first, std::min(at_once, dims.batch - first), executor);
+    const Buffer packed = block.PackPoses(poses);
+    const int64_t coefficient_stride = block.vectors * block.lanes;
+
+    // What forward knew: sums_t, and agreed_t = v_1 + ... + v_{t-1}.
+    std::vector<float*> states(steps), agreed(steps), dsums(steps), coupling(steps), dlogits(steps);
+    std::vector<Buffer> coefficients;
+    for (int64_t t = 0; t < steps; ++t) {
+      states[t] = block.NewState();
+      PackState(block, sums + t * dims.batch * block.components, states[t]);
+      agreed[t] = block.NewState();
+      if (t == 0) continue;
+      std::memcpy(agreed[t], agreed[t - 1], block.vectors * block.stride * sizeof(float));
+      AddSquashed(block, states[t - 1], agreed[t]);
+    }
+
+    // From the last iteration to the first: v_t is in the output (t = R) or in agreed of every later one.
+    float *dagreed = block.NewState(), *total = block.NewState();
+    for (int64_t t = steps - 1; t >= 0; --t) {
+      dsums[t] = block.NewState();
+      if (t == steps - 1)
+        PackState(block, doutputs, dsums[t]);
+      else
+        std::memcpy(dsums[t], dagreed, block.vectors * block.stride * sizeof(float));
+      const bool uniform = t == 0 && !bias;
+      SquashGradient(block, states[t], dsums[t], uniform ? 1.0f / static_cast<float>(dims.parents) : 1.0f);
+      if (uniform) break;
+      for (float** target : {&coupling[t], &dlogits[t]}) {
+        coefficients.emplace_back(pairs * coefficient_stride);
+        *target = coefficients.back().get();
+      }
+      DynamicPass pass = block.Pass(packed.get(), weights, bias);
+      pass.agreed = agreed[t];
+      pass.dsums = dsums[t];
+      pass.coupling = coupling[t];
+      pass.dlogits = dlogits[t];
+      pass.coefficient_stride = coefficient_stride;
+      block.Run(block.kernels.agree, pass, t > 0 ? total : nullptr);
+      if (t > 0)
+        for (int64_t index = 0; index < block.vectors * block.stride; ++index) dagreed[index] += total[index];
+    }
+
+    Buffer packed_gradient(block.vectors * block.pose_stride);
+    ParallelFor(executor, block.ranges, [&](int64_t part) {
+      DynamicScatter scatter = {};
+      scatter.pass = block.Pass(packed.get(), weights, bias);
+      scatter.pass.first_child = part * block.range;
+      scatter.pass.last_child = std::min(dims.children, scatter.pass.first_child + block.range);
+      scatter.pass.vectors = block.vectors;
+      scatter.pass.coefficient_stride = coefficient_stride;
+      scatter.iterations = dims.iterations;
+      scatter.uniform_start = !bias;
+      scatter.agreed = agreed.data();
+      scatter.dsums = dsums.data();
+      scatter.coupling = coupling.data();
+      scatter.dlogits = dlogits.data();
+      scatter.accumulate = first > 0;
+      scatter.dposes = packed_gradient.get();
+      scatter.dweights = dweights;
+      scatter.dbias = dbias;
+      Buffer scratch(block.kernels.scatter_scratch(scatter));
+      scatter.pass.scratch = scratch.get();
+      block.kernels.scatter(scatter);
+    });
+    ParallelFor(executor, block.vectors, [&](int64_t vector) {
+      Unpack(packed_gradient.get(), first, block.count, dims.children * dims.child_dim, block.lanes,
+             block.pose_stride, vector, dposes);
+    });
+  }
+}
+
+}  // namespace tfinv

@@ -1,0 +1,91 @@
+// Vectors of the instruction set this file is compiled for, and the few functions on them that the
+// compiler has no name for. Included by cpu_isa.cpp alone, inside the namespace of its instruction set, so
+// that no inline function of one set is ever linked into another. No standard library here for the same reason.
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef float Vec4 __attribute__((vector_size(16)));
+typedef float Vec4Unaligned __attribute__((vector_size(16), aligned(4)));
+
+#define TFINV_INLINE inline __attribute__((always_inline))
+
+TFINV_INLINE Vec Broadcast(float value) { return value - Vec{}; }
+TFINV_INLINE Vec Load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
+TFINV_INLINE void Store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+TFINV_INLINE Vec Max(Vec a, Vec b) { return a > b ? a : b; }
+TFINV_INLINE Vec Min(Vec a, Vec b) { return a < b ? a : b; }
+TFINV_INLINE IntVec Bits(Vec value) { return (IntVec)value; }
+TFINV_INLINE Vec FromBits(IntVec bits) { return (Vec)bits; }
+
+// e^x, 0 below -87.3 (no subnormal results), infinite never: x is clamped to 88.3. Relative error below 2e-7.
+TFINV_INLINE Vec Exp(Vec x) {
+  const IntVec vanishes = x < -87.3f;
+  x = Max(Min(x, Broadcast(88.3f)), Broadcast(-87.3f));
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  const float rounder = 12582912.0f;
+  const Vec shifted = x * 1.44269504f + rounder;
+  const Vec n = shifted - rounder;
+  // ln 2 in two parts, so that r keeps its low bits.
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
+  p = p * r + (1.0f / 120.0f);
+  p = p * r + (1.0f / 24.0f);
+  p = p * r + (1.0f / 6.0f);
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const IntVec scaled = Bits(p) + ((Bits(shifted) - Bits(Broadcast(rounder))) << 23);
+  return FromBits(scaled & ~vanishes);
+}
+
+// Natural logarithm of a positive, normal, finite x: x = 2^n m with m in [sqrt(1/2), sqrt(2)),
+// log m = 2 atanh(s) with s = (m - 1) / (m + 1), |s| < 0.172. Absolute error below 1e-7 in log m.
+TFINV_INLINE Vec Log(Vec x) {
+  const IntVec bits = Bits(x);
+  const IntVec exponent = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3: sqrt(1/2)
+  const Vec m = FromBits(bits - (exponent << 23));
+  const Vec n = __builtin_convertvector(exponent, Vec);
+  const Vec s = (m - 1.0f) / (m + 1.0f);
+  const Vec z = s * s;
+  Vec p = z * (2.0f / 9.0f) + (2.0f / 7.0f);
+  p = p * z + (2.0f / 5.0f);
+  p = p * z + (2.0f / 3.0f);
+  return (n * 0.693359375f + 2.0f * s) + (s * z * p - n * 2.12194440e-4f);
+}
+
+// Neighbouring lanes of a, then of b, added within each group of four lanes.
+TFINV_INLINE Vec AddPairs(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// The sums over all lanes of a, b, c and d.
+TFINV_INLINE Vec4 SumLanes(Vec a, Vec b, Vec c, Vec d) {
+  const Vec quads = AddPairs(AddPairs(a, b), AddPairs(c, d));
+#if defined(__AVX512F__)
+  return (__builtin_shufflevector(quads, quads, 0, 1, 2, 3) + __builtin_shufflevector(quads, quads, 4, 5, 6, 7)) +
+         (__builtin_shufflevector(quads, quads, 8, 9, 10, 11) +
+          __builtin_shufflevector(quads, quads, 12, 13, 14, 15));
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(quads, quads, 0, 1, 2, 3) + __builtin_shufflevector(quads, quads, 4, 5, 6, 7);
+#else
+  return quads;
+#endif
+}
+
+TFINV_INLINE float SumLanes(Vec a) { return SumLanes(a, Vec{}, Vec{}, Vec{})[0]; }
