@@ -53,7 +53,7 @@ class EmKernel : public OpKernel {
  protected:
   explicit EmKernel(OpKernelConstruction* ctx) : OpKernel(ctx) {
     std::string variant;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("variant", &variant));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("em_variant", &variant));
     variant_ = variant == "article" ? EmVariant::kArticle : EmVariant::kHinton2018;
     OP_REQUIRES_OK(ctx, ctx->GetAttr("inverse_temperatures", &inverse_temperatures_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("variance_floor", &variance_floor_));

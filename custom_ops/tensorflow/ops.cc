@@ -134,7 +134,7 @@ REGISTER_OP("Tfinv>DynamicRoutingGrad")
     .Doc("Gradients of Tfinv>DynamicRouting through all iterations.");
 
 #define TFINV_EM_ATTRIBUTES                    \
-  Attr("variant: {'hinton2018', 'article'}")   \
+  Attr("em_variant: {'hinton2018', 'article'}")   \
       .Attr("inverse_temperatures: list(float) >= 1") \
       .Attr("variance_floor: float")
 

@@ -34,14 +34,14 @@ def load() -> _library.BuildInfo:
 def _load() -> tuple:
     path = _library.library("tensorflow")
     try:
-        ops = tf.load_op_library(str(path))
-    except (tf.errors.OpError, OSError):
-        # As where an installed library was compiled on a newer system than this one.
-        path = _library.library("tensorflow", force=True)
         try:
             ops = tf.load_op_library(str(path))
-        except (tf.errors.OpError, OSError) as error:
-            raise _library.LibraryError(f"{path} does not load: {error}") from error
+        except tf.errors.NotFoundError:
+            # As where an installed library was compiled on a newer system than this one.
+            path = _library.library("tensorflow", force=True)
+            ops = tf.load_op_library(str(path))
+    except tf.errors.OpError as error:
+        raise _library.LibraryError(f"{path} does not load: {error.message}") from error
     # TensorFlow gives an empty module if another library registered ops of these names before.
     if not hasattr(ops, "tfinv_em_routing_grad"):
         raise _library.LibraryError(f"Ops of the names in {path} were loaded from another library before.")
@@ -109,7 +109,7 @@ def em_routing(
     outputs, output_activations, _ = _ops().tfinv_em_routing(
         *(_single(value) for value in (poses, activations, weights, beta_u_summed, beta_a)),
         _single_or_none(bias),
-        variant=variant,
+        em_variant=variant,
         inverse_temperatures=list(inverse_temperatures),
         variance_floor=variance_floor,
     )
@@ -131,7 +131,7 @@ def _em_routing_gradient(op, doutputs, doutput_activations, _):
         op.outputs[2],
         doutputs,
         doutput_activations,
-        **{name: op.get_attr(name) for name in ("variant", "inverse_temperatures", "variance_floor")},
+        **{name: op.get_attr(name) for name in ("em_variant", "inverse_temperatures", "variance_floor")},
     )
 
 
