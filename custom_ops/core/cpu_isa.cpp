@@ -10,11 +10,13 @@ namespace {
 #include "simd.h"
 #include "tiles.inc"
 #include "dynamic_cpu.inc"
+#include "em_steps.inc"
+#include "em_cpu.inc"
 }  // namespace
 
 extern const CpuKernels kKernels;
 const CpuKernels kKernels = {kLanes,  RouteScratch, SumVotes,         Route,    Agree,
-                             ScatterScratch, Scatter, nullptr, nullptr, nullptr, nullptr};
+                             ScatterScratch, Scatter, EmForwardScratch, EmForwardBlock, EmBackwardScratch, EmBackwardBlock};
 
 }  // namespace TFINV_ISA
 }  // namespace tfinv

@@ -27,7 +27,7 @@ struct DynamicPass {
   const float* weights;     // [I, J, K, D]
   const float* bias;        // [I, J] or null
   int64_t state_stride;     // floats from one vector to the next in the states below
-  const float* agreed;      // packed [J, D]: v_1 + ... + v_{t-1}; null for zeros
+  const float* agreed;      // packed [J, D]: v_1 + ... + v_{t-1}
   const float* dsums;       // packed [J, D]: gradient of sums_t
   float* partial;           // packed [J, D]: the pass's sum over its children
   float* coupling;          // [I, J][coefficient_stride]: coupling_t of the samples, written by `agree`
@@ -51,7 +51,33 @@ struct DynamicScatter {
   float* dbias;                 // [I, J] or null
 };
 
-struct EmBlock;  // em_kernels.h
+// EM routing of one vector of samples, through all iterations. Its arrays are packed, [...][lane], and in the
+// scratch of the task; H = P * P.
+struct EmBlock {
+  int64_t children, parents, pose_size;  // I, J, P
+  int iterations;
+  bool hinton2018;                    // else the article's variant
+  float variance_floor, activation_floor;
+  const float* inverse_temperatures;  // [R]
+  const float* poses;                 // [I, P, P]
+  const float* activations;           // [I]
+  const float* weights;               // [I, J, P, P], not packed
+  const float* beta_u;                // [J], not packed
+  const float* beta_a;                // [J], not packed
+  const float* first_logr;            // [I, J], not packed: log softmax of bias over the parents
+  float* statistics;                  // [R, J, 2 H + 1]: written forward, read backward
+  float* output_activations;          // [J]: written forward
+  // Backward only. What is summed over samples is not packed and added to.
+  const float* doutputs;              // [J, P, P]
+  const float* doutput_activations;   // [J]
+  float* dposes;                      // [I, P, P]
+  float* dactivations;                // [I]
+  float* dweights;                    // [I, J, P, P]
+  float* dbeta_u;                     // [J]
+  float* dbeta_a;                     // [J]
+  float* dbias;                       // [I, J] or null
+  float* scratch;
+};
 
 struct CpuKernels {
   int lanes;
