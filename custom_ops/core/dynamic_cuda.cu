@@ -1,0 +1,279 @@
+// Dynamic routing on a CUDA device. The maths is in routing.h; the passes are in cuda_routing.cuh.
+//
+// With V_t = v_1 + ... + v_{t-1}, logits_t = bias + votes . V_t: nothing of size [B, I, J] is kept. The gradient,
+// for t = R ... 1, with dv_R = doutputs plus the dV of later iterations:
+//   dsums_t = squash backward of dv_t;  dlogr_t[i,j] = coupling_t[i,j] * votes[i,j] . dsums_t[j]
+//   dV_t[j] = sum over i of dlogits_t[i,j] votes[i,j];  dv_{t-1} = sum over later t of dV_t
+//   dvotes[i,j] = sum over t of coupling_t[i,j] dsums_t[j] + dlogits_t[i,j] V_t[j]
+#include "cuda_plan.cuh"
+
+namespace tfinv {
+namespace cuda {
+namespace {
+
+struct DynamicData {
+  const float *agreements, *dsums;  // V_t and dsums_t [R, B, J, D], or V_t of the current step alone
+  int64_t step_stride;
+};
+
+template <class V>
+struct DynamicRoute {
+  using Kind = V;
+  using Data = DynamicData;
+  static constexpr bool kBackward = false;
+  static constexpr int kSamples = V::kSamples, kSums = V::kVote;
+  Vector<V::kVote> agreement;
+
+  __device__ void Load(const Inputs<V>& in, const Data& data, int64_t b, int j, int step) {
+    if (step > 0) agreement.Load(data.agreements + step * data.step_stride + (b * in.parents + j) * in.kind.Vote());
+  }
+  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j, int step) const {
+    float logit = in.Bias(i, j);
+    if (step == 0) return logit;
+#pragma unroll
+    for (int d = 0; d < in.kind.Vote(); ++d) logit = fmaf(votes[d], agreement[d], logit);
+    return logit;
+  }
+  __device__ void Begin(const Inputs<V>&, Sums<kSums>&) const {}
+  __device__ void Accumulate(const Inputs<V>& in, const Data&, const typename V::Votes& votes, float logr, int64_t,
+                             int64_t, Sums<kSums>& sums) const {
+    const float coupling = expf(logr);
+#pragma unroll
+    for (int d = 0; d < in.kind.Vote(); ++d) sums[d] = fmaf(coupling, votes[d], sums[d]);
+  }
+};
+
+template <class V>
+struct DynamicAdjoint {
+  using Kind = V;
+  using Data = DynamicData;
+  static constexpr bool kBackward = true, kBiasInEveryStep = true;
+  static constexpr int kSamples = V::kSamples, kSums = V::kVote;
+  DynamicRoute<V> route;
+  Vector<V::kVote> dsum;
+
+  __device__ void Load(const Inputs<V>& in, const Data& data, int64_t b, int j, int step) {
+    route.Load(in, data, b, j, step);
+    dsum.Load(data.dsums + step * data.step_stride + (b * in.parents + j) * in.kind.Vote());
+  }
+  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j, int step) const {
+    return route.Logit(in, votes, i, j, step);
+  }
+  __device__ float LogCouplingGradient(const Inputs<V>& in, const Data&, const typename V::Votes& votes, float logr,
+                                       int64_t, int64_t) const {
+    float dcoupling = 0.0f;
+#pragma unroll
+    for (int d = 0; d < in.kind.Vote(); ++d) dcoupling = fmaf(votes[d], dsum[d], dcoupling);
+    return expf(logr) * dcoupling;
+  }
+  __device__ void Begin(const Inputs<V>&, Sums<kSums>&) const {}
+  __device__ void Accumulate(const Inputs<V>& in, const typename V::Votes& votes, float dlogit,
+                             Sums<kSums>& sums) const {
+#pragma unroll
+    for (int d = 0; d < in.kind.Vote(); ++d) sums[d] = fmaf(dlogit, votes[d], sums[d]);
+  }
+  __device__ void AddVoteGradient(const Inputs<V>& in, const typename V::Votes&, float logr, float dlogit, int step,
+                                  Sums<V::kVote>& dvotes) const {
+    const float coupling = expf(logr);
+#pragma unroll
+    for (int d = 0; d < in.kind.Vote(); ++d) {
+      dvotes[d] = fmaf(coupling, dsum[d], dvotes[d]);
+      if (step > 0) dvotes[d] = fmaf(dlogit, route.agreement[d], dvotes[d]);
+    }
+  }
+  __device__ static float ActivationGradient(const Data&, int64_t, float) { return 0.0f; }
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Small passes over [B, J, D]: a warp has one parent of one sample.
+
+struct Squash {
+  float length, factor;  // v = factor * s
+  __device__ explicit Squash(float squared) : length(sqrtf(squared)), factor(length / (1.0f + squared)) {}
+  // ds = factor * dv + Radial(s . dv) * s
+  __device__ float Radial(float dot) const {
+    if (length == 0.0f) return 0.0f;
+    const float squared = length * length, above = 1.0f + squared;
+    return (1.0f - squared) / (above * above) / length * dot;
+  }
+};
+
+// sums of one iteration from its partial sums; then the outputs, or V of the next iteration.
+__global__ void SquashKernel(const float* partial, int64_t parts, int64_t rows, int size, float* sums, float* outputs,
+                             float* agreements, bool first) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
+    float squared = 0.0f;
+    for (int d = lane; d < size; d += kWarp) {
+      const float sum = SumOfParts(partial, parts, rows * size, row * size + d);
+      sums[row * size + d] = sum;
+      squared = fmaf(sum, sum, squared);
+    }
+    const Squash squash(ReduceWarp<Sum>(squared));
+    for (int d = lane; d < size; d += kWarp) {
+      const int64_t at = row * size + d;
+      const float pose = squash.factor * sums[at];
+      if (outputs) outputs[at] = pose;
+      if (agreements) agreements[at] = first ? pose : agreements[at] + pose;
+    }
+  }
+}
+
+// V of every iteration but the first, from the sums of all.
+__global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows, int size, float* agreements) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
+    for (int step = 1; step < iterations; ++step) {
+      const int64_t before = ((step - 1) * rows + row) * size, now = (step * rows + row) * size;
+      float squared = 0.0f;
+      for (int d = lane; d < size; d += kWarp) squared = fmaf(sums[before + d], sums[before + d], squared);
+      const Squash squash(ReduceWarp<Sum>(squared));
+      for (int d = lane; d < size; d += kWarp)
+        agreements[now + d] = (step == 1 ? 0.0f : agreements[before + d]) + squash.factor * sums[before + d];
+    }
+  }
+}
+
+// dposes (of the parents) += the partial sums, or = `start` without any; dsums = squash backward of that.
+__global__ void SquashGradientKernel(const float* start, const float* partial, int64_t parts, int64_t rows, int size,
+                                     const float* sums, float* dparents, float* dsums) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
+    float squared = 0.0f, dot = 0.0f;
+    for (int d = lane; d < size; d += kWarp) {
+      const int64_t at = row * size + d;
+      // The last iteration's doutputs do not reach the earlier ones but through V.
+      const float dparent = start ? start[at] : SumOfParts(partial, parts, rows * size, at) + dparents[at];
+      dparents[at] = start ? 0.0f : dparent;
+      dsums[at] = dparent;
+      squared = fmaf(sums[at], sums[at], squared);
+      dot = fmaf(sums[at], dparent, dot);
+    }
+    const Squash squash(ReduceWarp<Sum>(squared));
+    const float radial = squash.Radial(ReduceWarp<Sum>(dot));
+    for (int d = lane; d < size; d += kWarp) {
+      const int64_t at = row * size + d;
+      dsums[at] = fmaf(radial, sums[at], squash.factor * dsums[at]);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+template <class V>
+size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const float* weights, const float* bias,
+               float* outputs, float* sums, void* memory, Stream* stream) {
+  using Step = DynamicRoute<V>;
+  const int64_t B = dims.batch, I = dims.children, J = dims.parents, D = dims.parent_dim;
+  const AccumulatePlan plan = PlanAccumulate<V>(B, I, J, Step::kSamples, kind.Vote());
+  Workspace workspace(memory);
+  float* partial = workspace.Take(plan.partial_floats);
+  float* agreements = workspace.Take(B * J * D);
+  const Normalisers normalisers = TakeNormalisers(workspace, B, I, J, 1, false);
+  if (!stream) return workspace.used;
+
+  const Inputs<V> in = {kind, B, I, static_cast<int>(J), poses, weights, bias};
+  const DynamicData data = {agreements, nullptr, 0};
+  for (int step = 0; step < dims.iterations; ++step) {
+    LaunchNormaliser<Step, false>(*stream, in, data, step, normalisers);
+    LaunchAccumulate<Step>(*stream, plan, in, data, step, normalisers, partial);
+    const bool last = step == dims.iterations - 1;
+    stream->Launch(&SquashKernel, RowBlocks(B * J), kMaxThreads, 0, partial, plan.work.splits, B * J,
+                   static_cast<int>(D), sums + step * B * J * D, last ? outputs : nullptr,
+                   last ? nullptr : agreements, step == 0);
+  }
+  return workspace.used;
+}
+
+template <class V>
+size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, const float* weights, const float* bias,
+                const float* sums, const float* doutputs, const Gradients& out, void* memory, Stream* stream) {
+  using Step = DynamicAdjoint<V>;
+  const int64_t B = dims.batch, I = dims.children, J = dims.parents, D = dims.parent_dim;
+  const int R = dims.iterations, size = static_cast<int>(D);
+  const AccumulatePlan plan = PlanAccumulate<V>(B, I, J, Step::kSamples, kind.Vote());
+  const RowPlan rows = PlanRows(kind, B, I, J);
+  Workspace workspace(memory);
+  float* partial = workspace.Take(plan.partial_floats);
+  float* agreements = workspace.Take(R * B * J * D);
+  float* dsums = workspace.Take(R * B * J * D);
+  float* dparents = workspace.Take(B * J * D);
+  const Normalisers all = TakeNormalisers(workspace, B, I, J, R, true);
+  const GradientPieces pieces = TakeGradientPieces(workspace, rows, I * J * kind.Weight(), I * J);
+  if (!stream) return workspace.used;
+
+  const Inputs<V> in = {kind, B, I, static_cast<int>(J), poses, weights, bias};
+  const DynamicData data = {agreements, dsums, B * J * D};
+  const float* none = nullptr;
+  stream->Launch(&AgreementsKernel, RowBlocks(B * J), kMaxThreads, 0, sums, R, B * J, size, agreements);
+  for (int step = R - 1; step >= 0; --step) {
+    stream->Launch(&SquashGradientKernel, RowBlocks(B * J), kMaxThreads, 0, step == R - 1 ? doutputs : none, partial,
+                   plan.work.splits, B * J, size, sums + step * B * J * D, dparents, dsums + step * B * J * D);
+    const Normalisers normalisers = OfStep(all, B, I, step);
+    LaunchNormaliser<DynamicRoute<V>, false>(*stream, in, data, step, normalisers);
+    LaunchNormaliser<Step, true>(*stream, in, data, step, normalisers);
+    if (step > 0) LaunchAccumulate<Step>(*stream, plan, in, data, step, normalisers, partial);
+  }
+  LaunchVoteGradient<Step>(*stream, rows, in, data, R, all, pieces, out);
+  return workspace.used;
+}
+
+using FixedDynamic = DynamicVotes<8, 16>;
+using AnyDynamic = DynamicVotes<0, 0>;
+
+bool IsFixed(const DynamicDims& dims) { return dims.child_dim == 8 && dims.parent_dim == 16; }
+AnyDynamic AnyOf(const DynamicDims& dims) {
+  return {static_cast<int>(dims.child_dim), static_cast<int>(dims.parent_dim)};
+}
+const char* Check(const DynamicDims& dims) {
+  return CheckSizes(dims.children, dims.parents, dims.child_dim, dims.parent_dim);
+}
+
+}  // namespace
+}  // namespace cuda
+
+size_t DynamicCudaWorkspaceBytes(const DynamicDims& dims, bool backward) {
+  using namespace cuda;
+  if (dims.batch < 1 || Check(dims)) return 0;
+  const auto bytes = [&](const auto& kind) {
+    return backward ? Backward(dims, kind, nullptr, nullptr, nullptr, nullptr, nullptr, Gradients{}, nullptr, nullptr)
+                    : Forward(dims, kind, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+  };
+  const size_t any = bytes(AnyOf(dims)), fixed = IsFixed(dims) ? bytes(FixedDynamic{}) : 0;
+  return any > fixed ? any : fixed;  // which of the two runs depends on the alignment of the arrays too
+}
+
+const char* DynamicForwardCuda(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
+                               float* outputs, float* sums, void* workspace, void* stream_handle) {
+  using namespace cuda;
+  if (const char* error = Check(dims)) return error;
+  Stream stream(stream_handle);
+  if (dims.batch < 1) return nullptr;
+  if (IsFixed(dims) && Aligned(poses) && Aligned(weights))
+    Forward(dims, FixedDynamic{}, poses, weights, bias, outputs, sums, workspace, &stream);
+  else
+    Forward(dims, AnyOf(dims), poses, weights, bias, outputs, sums, workspace, &stream);
+  return stream.error;
+}
+
+const char* DynamicBackwardCuda(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
+                                const float* sums, const float* doutputs, float* dposes, float* dweights,
+                                float* dbias, void* workspace, void* stream_handle) {
+  using namespace cuda;
+  if (const char* error = Check(dims)) return error;
+  Stream stream(stream_handle);
+  const int64_t biases = dims.children * dims.parents;
+  if (dims.batch < 1) {
+    stream.Zero(dweights, biases * dims.child_dim * dims.parent_dim);
+    stream.Zero(dbias, biases);
+    return stream.error;
+  }
+  const Gradients out = {dposes, dweights, dbias, nullptr};
+  if (IsFixed(dims) && Aligned(poses) && Aligned(weights))
+    Backward(dims, FixedDynamic{}, poses, weights, bias, sums, doutputs, out, workspace, &stream);
+  else
+    Backward(dims, AnyOf(dims), poses, weights, bias, sums, doutputs, out, workspace, &stream);
+  return stream.error;
+}
+
+}  // namespace tfinv
