@@ -15,6 +15,10 @@ RANDOM = np.random.default_rng(0)
 POSES = RANDOM.normal(size=(4, 6, 3)).astype(np.float32)
 MAPS = RANDOM.normal(size=(4, 9, 7, 2)).astype(np.float32)
 LABELS = np.array([5, 0, 3, 3], np.int32)
+MATRICES = RANDOM.normal(size=(4, 4, 5, 2, 3, 3)).astype(np.float32)
+ACTIVATIONS = RANDOM.uniform(0.1, 0.9, (4, 4, 5, 2)).astype(np.float32)
+# Votes of a size that half precision resolves.
+SMALL_KERNEL = keras.initializers.RandomNormal(stddev=0.3, seed=1)
 
 # Layer, arguments, inputs of batch 4. A layer new in tfinv.layers needs at least one line here.
 CASES = {
@@ -45,6 +49,58 @@ CASES = {
         ),
         [POSES],
     ),
+    "PrimaryMatrixCapsules": ("PrimaryMatrixCapsules", dict(channels=3, pose_size=2), [MAPS]),
+    "PrimaryMatrixCapsules all": (
+        "PrimaryMatrixCapsules",
+        dict(
+            channels=2,
+            pose_size=3,
+            kernel_size=2,
+            strides=3,
+            padding="same",
+            kernel_initializer="he_normal",
+            kernel_regularizer=keras.regularizers.L2(0.02),
+        ),
+        [MAPS],
+    ),
+    "ConvEMCapsules": (
+        "ConvEMCapsules",
+        dict(channels=3, kernel_initializer=SMALL_KERNEL),
+        [MATRICES, ACTIVATIONS],
+    ),
+    "ConvEMCapsules all": (
+        "ConvEMCapsules",
+        dict(
+            channels=1,
+            kernel_size=2,
+            strides=2,
+            num_iterations=1,
+            variant="article",
+            final_inverse_temperature=0.02,
+            implementation="reference",
+            kernel_initializer=SMALL_KERNEL,
+            kernel_regularizer=keras.regularizers.L2(0.02),
+        ),
+        [MATRICES, ACTIVATIONS],
+    ),
+    "EMCapsules": (
+        "EMCapsules",
+        dict(num_capsules=3, kernel_initializer=SMALL_KERNEL),
+        [MATRICES, ACTIVATIONS],
+    ),
+    "EMCapsules all": (
+        "EMCapsules",
+        dict(
+            num_capsules=5,
+            num_iterations=1,
+            variant="article",
+            final_inverse_temperature=0.02,
+            implementation="reference",
+            kernel_initializer=SMALL_KERNEL,
+            kernel_regularizer=keras.regularizers.L2(0.02),
+        ),
+        [MATRICES, ACTIVATIONS],
+    ),
 }
 
 
@@ -62,6 +118,20 @@ def case_fixture(request):
 def call(layer, inputs):
     tensors = [tensor(value, value.dtype.name) for value in inputs]
     return layer(tensors[0] if len(tensors) == 1 else tensors)
+
+
+def call_all(layer, inputs):
+    """The outputs of a layer as a list, also if there is one."""
+    return as_list(call(layer, inputs))
+
+
+def as_list(outputs):
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def shape_list(shapes):
+    """One or several output shapes as a list of tuples."""
+    return [tuple(shape) for shape in (shapes if isinstance(shapes[0], (list, tuple)) else [shapes])]
 
 
 def symbolic_model(layer, inputs, shapes=None):
@@ -107,46 +177,51 @@ def test_saved_and_loaded_layer_gives_the_same_bits(case, tmp_path):
         weight.assign(np.random.default_rng(number).normal(size=weight.shape))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    expected = model.predict(inputs, verbose=0)
-    np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), expected)
+    expected = as_list(model.predict(inputs, verbose=0))
+    for found, want in zip(as_list(loaded.predict(inputs, verbose=0)), expected, strict=True):
+        np.testing.assert_array_equal(found, want)
     assert [weight.path for weight in loaded.weights] == [weight.path for weight in model.weights]
 
 
 def test_shapes_agree_for_a_known_and_an_unknown_batch(case):
     make, inputs = case
     layer = make()
-    actual = tuple(call(layer, inputs).shape)
+    actual = [tuple(output.shape) for output in call_all(layer, inputs)]
     shapes = [value.shape for value in inputs]
-    assert tuple(layer.compute_output_shape(shapes[0] if len(shapes) == 1 else shapes)) == actual
+    assert shape_list(layer.compute_output_shape(shapes[0] if len(shapes) == 1 else shapes)) == actual
     unknown = [(None, *shape[1:]) for shape in shapes]
-    expected = (None, *actual[1:])
-    assert tuple(layer.compute_output_shape(unknown[0] if len(shapes) == 1 else unknown)) == expected
-    assert tuple(symbolic_model(make(), inputs).output.shape) == expected
+    expected = [(None, *shape[1:]) for shape in actual]
+    assert shape_list(layer.compute_output_shape(unknown[0] if len(shapes) == 1 else unknown)) == expected
+    assert [tuple(output.shape) for output in symbolic_model(make(), inputs).outputs] == expected
 
 
 def test_any_batch_size_gives_the_same_samples(case):
     make, inputs = case
     layer = make()
-    expected = array(call(layer, inputs))
+    expected = [array(output) for output in call_all(layer, inputs)]
     for start, stop in ((0, 1), (1, 4), (0, 3)):
-        part = array(call(layer, [value[start:stop] for value in inputs]))
-        np.testing.assert_allclose(part, expected[start:stop], atol=1e-6)
-    ragged = symbolic_model(layer, inputs).predict(inputs, batch_size=3, verbose=0)
-    np.testing.assert_allclose(ragged, expected, atol=1e-6)
+        parts = call_all(layer, [value[start:stop] for value in inputs])
+        for part, want in zip(parts, expected, strict=True):
+            np.testing.assert_allclose(array(part), want[start:stop], atol=1e-6)
+    ragged = as_list(symbolic_model(layer, inputs).predict(inputs, batch_size=3, verbose=0))
+    for part, want in zip(ragged, expected, strict=True):
+        np.testing.assert_allclose(part, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_computes_in_half_and_keeps_float32_weights(case, policy):
     make, inputs = case
     layer = make(dtype=policy)
-    half = call(layer, inputs)
-    assert keras.backend.standardize_dtype(half.dtype) == layer.compute_dtype == policy.removeprefix("mixed_")
+    outputs = call_all(layer, inputs)
+    dtypes = {keras.backend.standardize_dtype(output.dtype) for output in outputs}
+    assert dtypes == {layer.compute_dtype} == {policy.removeprefix("mixed_")}
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in layer.weights} <= {"float32"}
     full = make()
     call(full, inputs)
     full.set_weights(layer.get_weights())
-    difference = array(half) - array(call(full, inputs))
-    assert np.abs(difference).max() < (0.01 if policy == "mixed_float16" else 0.05)
+    for half, exact in zip(outputs, call_all(full, inputs), strict=True):
+        difference = array(half) - array(exact)
+        assert np.abs(difference).max() < (0.01 if policy == "mixed_float16" else 0.05)
 
 
 def test_zeros_give_finite_values_and_gradients(case):
@@ -155,8 +230,11 @@ def test_zeros_give_finite_values_and_gradients(case):
     call(layer, [first, *rest])
 
     def score(poses):
-        outputs = layer([poses, *(tensor(value, value.dtype.name) for value in rest)] if rest else poses)
-        return keras.ops.sum(keras.ops.square(outputs)) + keras.ops.sum(outputs)
+        given = [poses, *(tensor(value, value.dtype.name) for value in rest)] if rest else poses
+        return sum(
+            keras.ops.sum(keras.ops.square(output)) + keras.ops.sum(output)
+            for output in as_list(layer(given))
+        )
 
     (gradient,) = gradients(score, np.zeros_like(first))
     assert np.isfinite(gradient).all()

@@ -8,7 +8,6 @@ import pytest
 from keras import ops
 
 from tests.backend import array, double_precision, gradients, numerical_gradients, tensor
-from tfinv.errors import UsageError
 from tfinv.ops import EM_VARIANTS, em_routing, em_routing_from_votes
 from tfinv.ops.em_reference import VARIANCE_FLOOR, inverse_temperatures, summed_beta_u
 
@@ -541,5 +540,3 @@ def test_the_reference_can_be_asked_for():
             strict=True,
         ):
             np.testing.assert_allclose(array(part), array(want), atol=1e-5)
-    with pytest.raises(UsageError, match="fused"):
-        route(values, 2, "article", implementation="fused")
