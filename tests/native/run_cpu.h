@@ -8,12 +8,12 @@
 #include <thread>
 
 #include "cases.h"
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
-#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
-#endif
+
+// There if the program is linked with AddressSanitizer; this file itself may be compiled without.
+extern "C" {
+void __asan_poison_memory_region(const volatile void* address, size_t size) __attribute__((weak));
+void __asan_unpoison_memory_region(const volatile void* address, size_t size) __attribute__((weak));
+}
 
 namespace tfinv {
 namespace testing {
@@ -85,12 +85,13 @@ class Buffer {
         memory_(static_cast<unsigned char*>(std::aligned_alloc(64, total_))) {
     std::memset(memory_, 0xFF, total_);
     if (values != nullptr && bytes_ > 0) std::memcpy(data(), values->data(), bytes_);
-    ASAN_POISON_MEMORY_REGION(memory_, before_);
-    ASAN_POISON_MEMORY_REGION(memory_ + before_ + bytes_, total_ - before_ - bytes_);
+    if (__asan_poison_memory_region == nullptr) return;
+    __asan_poison_memory_region(memory_, before_);
+    __asan_poison_memory_region(memory_ + before_ + bytes_, total_ - before_ - bytes_);
   }
   Buffer(const Buffer&) = delete;
   ~Buffer() {
-    ASAN_UNPOISON_MEMORY_REGION(memory_, total_);
+    Unpoison();
     std::free(memory_);
   }
 
@@ -98,13 +99,17 @@ class Buffer {
   std::vector<float> Values() { return {data(), data() + bytes_ / sizeof(float)}; }
 
   bool GuardsIntact() {
-    ASAN_UNPOISON_MEMORY_REGION(memory_, total_);
+    Unpoison();
     const auto untouched = [](unsigned char byte) { return byte == 0xFF; };
     return std::all_of(memory_, memory_ + before_, untouched) &&
            std::all_of(memory_ + before_ + bytes_, memory_ + total_, untouched);
   }
 
  private:
+  void Unpoison() {
+    if (__asan_unpoison_memory_region != nullptr) __asan_unpoison_memory_region(memory_, total_);
+  }
+
   static constexpr size_t kGuard = 128;
   size_t before_, bytes_, total_;
   unsigned char* memory_;
