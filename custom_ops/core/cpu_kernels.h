@@ -18,6 +18,12 @@ constexpr size_t kAlignment = 64;    // bytes; a cache line, and the widest vect
 constexpr int64_t kPad = 16;         // floats between two vectors of a state
 constexpr int64_t kVectorsAtOnce = 2;  // vectors of samples a routing task takes
 
+// The gradient takes children eight at a time, parent by parent: so lie the coefficients of their pairs.
+constexpr int64_t kChildrenTogether = 8;
+static inline __attribute__((always_inline)) int64_t CoefficientRow(int64_t child, int64_t parent, int64_t parents) {
+  return (child / kChildrenTogether * parents + parent) * kChildrenTogether + child % kChildrenTogether;
+}
+
 // One pass over some children (first_child <= i < last_child) of some samples.
 struct DynamicPass {
   int64_t children, parents, child_dim, parent_dim;  // I, J, K, D
@@ -30,8 +36,8 @@ struct DynamicPass {
   const float* agreed;      // packed [J, D]: v_1 + ... + v_{t-1}
   const float* dsums;       // packed [J, D]: gradient of sums_t
   float* partial;           // packed [J, D]: the pass's sum over its children
-  float* coupling;          // [I, J][coefficient_stride]: coupling_t of the samples, written by `agree`
-  float* dlogits;           // [I, J][coefficient_stride]: gradient of logits_t, written by `agree`
+  float* coupling;          // [CoefficientRow][coefficient_stride]: coupling_t of the samples, written by `agree`
+  float* dlogits;           // [CoefficientRow][coefficient_stride]: gradient of logits_t, written by `agree`
   int64_t coefficient_stride;
   float* scratch;           // of at least the floats that scratch_floats tells
 };

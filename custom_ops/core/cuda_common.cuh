@@ -1,8 +1,8 @@
 // What every routing kernel shares: launches, lanes that stand for parents, reductions in a fixed order.
 //
-// A warp holds `groups` samples of `width` parents each: with J <= 32 parents a group is a whole sample and its
-// softmax is a few shuffles; with more, a group is one tile of 32 parents, and the sums over all of them come
-// from an earlier launch. Reductions have a fixed order, so that results repeat bit for bit.
+// A warp holds `groups` samples of `width` parents each: with J <= 32 parents a group is a whole sample and
+// its softmax is a few shuffles; with more, a group is one tile of 32 parents, and the sums over all of them
+// come from an earlier launch. Reductions have a fixed order, so that results repeat bit for bit.
 #ifndef TFINV_CUSTOM_OPS_CORE_CUDA_COMMON_CUH_
 #define TFINV_CUSTOM_OPS_CORE_CUDA_COMMON_CUH_
 
@@ -29,8 +29,9 @@ constexpr int kMaxThreads = 256;
 // Enough blocks for four on each multiprocessor of the largest card known; a constant, and not asked of the
 // device, so that the order of the sums, and with it the result, is the same on every card.
 TFINV_LIMIT(kTargetBlocks, 576);
-TFINV_LIMIT(kMaxBlocks, 1 << 20);      // more work than that is looped over
-TFINV_LIMIT(kPartialBytes, 64 << 20);  // more partial sums, or scratch, than that is not worth the blocks it gives
+TFINV_LIMIT(kMaxBlocks, 1 << 20);  // more work than that is looped over
+TFINV_LIMIT(kPartialBytes,
+            64 << 20);  // more partial sums, or scratch, than that is not worth the blocks it gives
 constexpr int64_t kSharedBytes = 48 * 1024;  // what every card grants without being asked
 constexpr int kRowThreads = 128;
 
@@ -100,7 +101,8 @@ __device__ float ReduceWarp(float value) {
   return value;
 }
 
-// Log softmax over a group. The maximum goes first: a logit of 1e9 less its log-sum-exp would hold no fraction.
+// Log softmax over a group. The maximum goes first: a logit of 1e9 less its log-sum-exp would hold no
+// fraction.
 __device__ inline float GroupLogSoftmax(float logit, const Place& place) {
   const float shifted = logit - ReduceGroup<Maximum>(logit, place);
   return shifted - logf(ReduceGroup<Sum>(expf(shifted), place));
@@ -174,8 +176,7 @@ struct Stream {
   }
   void Zero(float* values, int64_t count) {
     if (error || !values || count <= 0) return;
-    const cudaError_t code =
-        cudaMemsetAsync(values, 0, static_cast<size_t>(count) * sizeof(float), stream);
+    const cudaError_t code = cudaMemsetAsync(values, 0, static_cast<size_t>(count) * sizeof(float), stream);
     if (code != cudaSuccess) error = cudaGetErrorString(code);
   }
 };

@@ -1,5 +1,5 @@
-// How much work a block gets, and how much workspace a pass takes: functions of the sizes alone, so that the size
-// of the workspace and the order of every sum are known beforehand.
+// How much work a block gets, and how much workspace a pass takes: functions of the sizes alone, so that the
+// size of the workspace and the order of every sum are known beforehand.
 #ifndef TFINV_CUSTOM_OPS_CORE_CUDA_PLAN_CUH_
 #define TFINV_CUSTOM_OPS_CORE_CUDA_PLAN_CUH_
 
@@ -71,7 +71,8 @@ RowPlan PlanRows(const V& kind, int64_t batch, int64_t children, int64_t parents
       staged_floats = Staging<V>::Bytes(work.children, width) / kFloat;
       dweights_floats = int64_t{work.children} * width * V::kWeight;
       const bool fits = (staged_floats + dweights_floats + row_floats) * kFloat <= kSharedBytes;
-      if (work.children == 1 || (fits && CeilDiv(children, work.children) * max_splits >= kTargetBlocks)) break;
+      if (work.children == 1 || (fits && CeilDiv(children, work.children) * max_splits >= kTargetBlocks))
+        break;
     }
   }
   work.child_chunks = CeilDiv(children, work.children);
@@ -93,20 +94,21 @@ RowPlan PlanRows(const V& kind, int64_t batch, int64_t children, int64_t parents
 
 template <class Step>
 void LaunchAccumulate(Stream& stream, const AccumulatePlan& plan, const Inputs<typename Step::Kind>& in,
-                      const typename Step::Data& data, int step, const Normalisers& normalisers, float* partial) {
-  stream.Launch(&AccumulateKernel<Step>, plan.work.Count(plan.lanes), plan.lanes.warps * kWarp, plan.shared_bytes, in,
-                data, plan.lanes, plan.work, step, normalisers, partial);
+                      const typename Step::Data& data, int step, const Normalisers& normalisers,
+                      float* partial) {
+  stream.Launch(&AccumulateKernel<Step>, plan.work.Count(plan.lanes), plan.lanes.warps * kWarp,
+                plan.shared_bytes, in, data, plan.lanes, plan.work, step, normalisers, partial);
 }
 
 template <class Step, bool kGradient>
-void LaunchNormaliser(Stream& stream, const Inputs<typename Step::Kind>& in, const typename Step::Data& data, int step,
-                      const Normalisers& normalisers) {
+void LaunchNormaliser(Stream& stream, const Inputs<typename Step::Kind>& in, const typename Step::Data& data,
+                      int step, const Normalisers& normalisers) {
   const Lanes lanes = MakeLanes(in.parents, kMaxThreads / kWarp);
   if (!lanes.Wide()) return;
   stream.Launch(&NormaliserKernel<Step, kGradient>,
-                CeilDiv(in.batch, lanes.warps) * CeilDiv(in.children, kNormaliserChildren), lanes.warps * kWarp,
-                Staging<typename Step::Kind>::Bytes(kNormaliserChildren, lanes.width), in, data, lanes, step,
-                normalisers);
+                CeilDiv(in.batch, lanes.warps) * CeilDiv(in.children, kNormaliserChildren),
+                lanes.warps * kWarp, Staging<typename Step::Kind>::Bytes(kNormaliserChildren, lanes.width),
+                in, data, lanes, step, normalisers);
 }
 
 // What the last pass writes to: the gradients themselves, or one partial array for each split.
@@ -114,7 +116,8 @@ struct GradientPieces {
   float *dweights, *dbias, *scratch;
 };
 
-inline GradientPieces TakeGradientPieces(Workspace& workspace, const RowPlan& plan, int64_t weights, int64_t biases) {
+inline GradientPieces TakeGradientPieces(Workspace& workspace, const RowPlan& plan, int64_t weights,
+                                         int64_t biases) {
   GradientPieces pieces = {nullptr, nullptr, nullptr};
   if (plan.work.splits > 1) {
     pieces.dweights = workspace.Take(plan.work.splits * weights);
@@ -138,8 +141,8 @@ void LaunchVoteGradient(Stream& stream, RowPlan plan, const Inputs<typename Step
   if (!split) return;
   const int64_t biases = in.children * in.parents, weights = biases * in.kind.Weight();
   const int64_t parts = plan.work.splits;
-  stream.Launch(&SumPartsKernel, CeilDiv(weights, kMaxThreads), kMaxThreads, 0, pieces.dweights, parts, weights,
-                out.dweights);
+  stream.Launch(&SumPartsKernel, CeilDiv(weights, kMaxThreads), kMaxThreads, 0, pieces.dweights, parts,
+                weights, out.dweights);
   if (out.dbias)
     stream.Launch(&SumPartsKernel, CeilDiv(biases, kMaxThreads), kMaxThreads, 0, pieces.dbias, parts, biases,
                   out.dbias);
@@ -164,7 +167,8 @@ inline Normalisers OfStep(const Normalisers& all, int64_t batch, int64_t childre
 
 inline const char* CheckSizes(int64_t children, int64_t parents, int64_t pose, int64_t vote) {
   if (children < 1 || parents < 1 || pose < 1 || vote < 1) return "sizes must be at least 1";
-  if (parents > INT_MAX || pose > INT_MAX || vote > INT_MAX / 4) return "sizes above 2^31 / 4 are not supported";
+  if (parents > INT_MAX || pose > INT_MAX || vote > INT_MAX / 4)
+    return "sizes above 2^31 / 4 are not supported";
   return nullptr;
 }
 

@@ -1,6 +1,6 @@
-// The passes that dynamic and EM routing share. A `Step` knows the maths of one iteration: the logit of a vote,
-// what is summed over the children, and, backward, the gradient `dlogr` of the log coupling. These kernels walk
-// over children, samples and parents, recompute the votes, and do the softmax over parents:
+// The passes that dynamic and EM routing share. A `Step` knows the maths of one iteration: the logit of a
+// vote, what is summed over the children, and, backward, the gradient `dlogr` of the log coupling. These
+// kernels walk over children, samples and parents, recompute the votes, and do the softmax over parents:
 //   logr[i,j] = logit[i,j] - log sum over j of exp logit[i,j];  dlogit = dlogr - exp(logr) * sum_j dlogr.
 #ifndef TFINV_CUSTOM_OPS_CORE_CUDA_ROUTING_CUH_
 #define TFINV_CUSTOM_OPS_CORE_CUDA_ROUTING_CUH_
@@ -17,11 +17,14 @@ struct Inputs {
   int parents;
   const float *poses, *weights, *bias;
 
-  __device__ const float* Pose(int64_t b, int64_t i) const { return poses + (b * children + i) * kind.Pose(); }
+  __device__ const float* Pose(int64_t b, int64_t i) const {
+    return poses + (b * children + i) * kind.Pose();
+  }
   __device__ float Bias(int64_t i, int j) const { return bias ? bias[i * parents + j] : 0.0f; }
 };
 
-// What a softmax over the parents takes where a group of lanes does not see all of them: [B, I] of an iteration.
+// What a softmax over the parents takes where a group of lanes does not see all of them: [B, I] of an
+// iteration.
 struct Normalisers {
   float *largest, *log_sum, *dlogr_sum;
 
@@ -69,8 +72,8 @@ struct ChildWork {
 // partial[split, b, j] = the sums of Step over the children of the split.
 template <class Step>
 __global__ void __launch_bounds__(kMaxThreads)
-    AccumulateKernel(Inputs<typename Step::Kind> in, typename Step::Data data, Lanes lanes, ChildWork work, int step,
-                     Normalisers normalisers, float* partial) {
+    AccumulateKernel(Inputs<typename Step::Kind> in, typename Step::Data data, Lanes lanes, ChildWork work,
+                     int step, Normalisers normalisers, float* partial) {
   using V = typename Step::Kind;
   constexpr int S = Step::kSamples;
   TFINV_SHARED(shared);
@@ -91,7 +94,8 @@ __global__ void __launch_bounds__(kMaxThreads)
       used[s] = place.used && b < in.batch && tile + place.rank < in.parents;
       samples[s] = b < in.batch ? b : in.batch - 1;
       steps[s].Load(in, data, samples[s], j, step);
-      sums[s].Begin(partial + ((split * in.batch + samples[s]) * in.parents + j) * work.sums, work.sums, used[s]);
+      sums[s].Begin(partial + ((split * in.batch + samples[s]) * in.parents + j) * work.sums, work.sums,
+                    used[s]);
       if (used[s]) steps[s].Begin(in, sums[s]);
     }
     const int64_t end = min((split + 1) * work.children_per_split, in.children);
@@ -109,12 +113,12 @@ __global__ void __launch_bounds__(kMaxThreads)
         for (int s = 0; s < S; ++s) {
           const int64_t place_of_child = samples[s] * in.children + i;
           const float logit = steps[s].Logit(in, votes[s], i, j, step);
-          const float logr = lanes.Wide() ? normalisers.LogSoftmax(logit, place_of_child)
-                                          : GroupLogSoftmax(logit, place);
+          const float logr =
+              lanes.Wide() ? normalisers.LogSoftmax(logit, place_of_child) : GroupLogSoftmax(logit, place);
           if constexpr (Step::kBackward) {
             const float dlogr = steps[s].LogCouplingGradient(in, data, votes[s], logr, samples[s], i);
-            const float total = lanes.Wide() ? normalisers.dlogr_sum[place_of_child]
-                                             : ReduceGroup<Sum>(dlogr, place);
+            const float total =
+                lanes.Wide() ? normalisers.dlogr_sum[place_of_child] : ReduceGroup<Sum>(dlogr, place);
             if (used[s]) steps[s].Accumulate(in, votes[s], dlogr - expf(logr) * total, sums[s]);
           } else {
             if (used[s]) steps[s].Accumulate(in, data, votes[s], logr, samples[s], i, sums[s]);
@@ -196,10 +200,10 @@ struct Gradients {
 
 struct RowWork {
   int64_t batch_tiles, splits, tiles_per_split, child_chunks;
-  int children;                   // of a chunk
-  int row;                        // floats of a row
+  int children;                          // of a chunk
+  int row;                               // floats of a row
   int64_t rows_offset, dweights_offset;  // in shared memory, in floats
-  float* scratch;                 // rows, where shared memory is too small for them
+  float* scratch;                        // rows, where shared memory is too small for them
 };
 
 template <class Step>
@@ -242,7 +246,8 @@ __global__ void __launch_bounds__(kRowThreads)
               state.Load(in, data, b, j, step);
               const int64_t at = (step * in.batch + b) * in.children + i;
               const float logit = state.Logit(in, votes[0], i, j, step);
-              const float logr = lanes.Wide() ? normalisers.LogSoftmax(logit, at) : GroupLogSoftmax(logit, place);
+              const float logr =
+                  lanes.Wide() ? normalisers.LogSoftmax(logit, at) : GroupLogSoftmax(logit, place);
               const float dlogr = state.LogCouplingGradient(in, data, votes[0], logr, b, i);
               const float total = lanes.Wide() ? normalisers.dlogr_sum[at] : ReduceGroup<Sum>(dlogr, place);
               const float dlogit = dlogr - expf(logr) * total;
@@ -269,7 +274,8 @@ __global__ void __launch_bounds__(kRowThreads)
               if constexpr (V::kFixed)
                 sum += row[V::kVote + k];
               else
-                sum += in.kind.PoseElement(row, in.weights + (i * in.parents + parent + p) * in.kind.Weight(), k);
+                sum += in.kind.PoseElement(row, in.weights + (i * in.parents + parent + p) * in.kind.Weight(),
+                                           k);
             }
             float& target = out.dposes[((b0 + s) * in.children + i) * in.kind.Pose() + k];
             target = parent == 0 ? sum : target + sum;
@@ -297,7 +303,8 @@ __global__ void __launch_bounds__(kRowThreads)
             for (int n = threadIdx.x; n < present * V::kWeightTiles; n += blockDim.x) {
               const int p = n / V::kWeightTiles;
               typename V::WeightTile sum(n % V::kWeightTiles);
-              for (int s = 0; s < samples; ++s) sum.Add(in.Pose(b0 + s, i), rows + (s * width + p) * work.row);
+              for (int s = 0; s < samples; ++s)
+                sum.Add(in.Pose(b0 + s, i), rows + (s * width + p) * work.row);
               sum.Store(dweights + p * V::kWeight, first);
             }
           } else {
@@ -306,7 +313,8 @@ __global__ void __launch_bounds__(kRowThreads)
               const int p = static_cast<int>(n / size);
               float sum = 0.0f;
               for (int s = 0; s < samples; ++s)
-                sum += in.kind.WeightElement(in.Pose(b0 + s, i), rows + (int64_t{s} * width + p) * work.row, n % size);
+                sum += in.kind.WeightElement(in.Pose(b0 + s, i), rows + (int64_t{s} * width + p) * work.row,
+                                             n % size);
               float& target = out.dweights[(weight_row + p) * size + n % size];
               target = first ? sum : target + sum;
             }

@@ -1,8 +1,9 @@
 // The two kinds of vote, and what gradients they hand to poses and weights.
 //
 // DynamicVotes: votes [D] = pose [K] @ matrix [K, D].  EmVotes: votes [P, P] = pose [P, P] @ matrix [P, P].
-// With template sizes the votes of a child lie in registers; with sizes 0 each is computed when it is read, and
-// any size will do. A "row" holds dvotes [vote], and behind them, in the fixed case, this parent's part of dposes.
+// With template sizes the votes of a child lie in registers; with sizes 0 each is computed when it is read,
+// and any size will do. A "row" holds dvotes [vote], and behind them, in the fixed case, this parent's part
+// of dposes.
 #ifndef TFINV_CUSTOM_OPS_CORE_CUDA_VOTES_CUH_
 #define TFINV_CUSTOM_OPS_CORE_CUDA_VOTES_CUH_
 
@@ -66,7 +67,8 @@ struct DynamicVotes {
 #pragma unroll
       for (int d = 0; d < D; d += 4) {
         const float4 w = *reinterpret_cast<const float4*>(matrix + k * D + d);
-        sum = fmaf(w.x, dvotes[d], fmaf(w.y, dvotes[d + 1], fmaf(w.z, dvotes[d + 2], fmaf(w.w, dvotes[d + 3], sum))));
+        sum = fmaf(w.x, dvotes[d],
+                   fmaf(w.y, dvotes[d + 1], fmaf(w.z, dvotes[d + 2], fmaf(w.w, dvotes[d + 3], sum))));
       }
       dpose[k] = sum;
     }
@@ -170,8 +172,9 @@ struct EmVotes {
       const float4 w = *reinterpret_cast<const float4*>(matrix + q * P);
 #pragma unroll
       for (int r = 0; r < P; ++r)
-        dpose[r * P + q] = fmaf(dvotes[r * P], w.x, fmaf(dvotes[r * P + 1], w.y,
-                                fmaf(dvotes[r * P + 2], w.z, dvotes[r * P + 3] * w.w)));
+        dpose[r * P + q] =
+            fmaf(dvotes[r * P], w.x,
+                 fmaf(dvotes[r * P + 1], w.y, fmaf(dvotes[r * P + 2], w.z, dvotes[r * P + 3] * w.w)));
     }
   }
 

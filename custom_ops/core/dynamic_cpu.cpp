@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kRanges = 32;                         // of children, at most
 constexpr int64_t kCoefficientFloats = int64_t{1} << 26;  // of coupling and dlogits at once: 256 MiB
-constexpr int64_t kSamplesAtOnce = 128;                 // in the gradient: a D x 128 block stays in the first-level cache
+constexpr int64_t kSamplesAtOnce = 32;                  // in the gradient: their states of a parent fit the first-level cache
 
 int64_t Ceil(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
@@ -184,11 +184,12 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
   }
   const int64_t unit = Kernels().lanes * kVectorsAtOnce;
   const int64_t affordable = kCoefficientFloats / (2 * steps * pairs) / unit * unit;
-  const int64_t at_once = std::max(unit, std::min(affordable, kSamplesAtOnce));
+  const int64_t most = std::max(unit, std::min(affordable, kSamplesAtOnce));
+  const int64_t at_once = Ceil(Ceil(dims.batch, Ceil(dims.batch, most)), unit) * unit;  // blocks of one size
   for (int64_t first = 0; first < dims.batch; first += at_once) {
     Block block(dims, first, std::min(at_once, dims.batch - first), executor);
     const Buffer packed = block.PackPoses(poses);
-    const int64_t coefficient_stride = block.vectors * block.lanes;
+    const int64_t coefficient_stride = Ceil(block.vectors * block.lanes, kPad) * kPad;
 
     // What forward knew: sums_t, and agreed_t = v_1 + ... + v_{t-1}.
     std::vector<float*> states(steps), agreed(steps), dsums(steps), coupling(steps), dlogits(steps);
@@ -214,7 +215,7 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
       SquashGradient(block, states[t], dsums[t], uniform ? 1.0f / static_cast<float>(dims.parents) : 1.0f);
       if (uniform) break;
       for (float** target : {&coupling[t], &dlogits[t]}) {
-        coefficients.emplace_back(pairs * coefficient_stride);
+        coefficients.emplace_back(Ceil(dims.children, kChildrenTogether) * kChildrenTogether * dims.parents * coefficient_stride);
         *target = coefficients.back().get();
       }
       DynamicPass pass = block.Pass(packed.get(), weights, bias);

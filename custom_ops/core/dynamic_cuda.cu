@@ -1,7 +1,7 @@
 // Dynamic routing on a CUDA device. The maths is in routing.h; the passes are in cuda_routing.cuh.
 //
-// With V_t = v_1 + ... + v_{t-1}, logits_t = bias + votes . V_t: nothing of size [B, I, J] is kept. The gradient,
-// for t = R ... 1, with dv_R = doutputs plus the dV of later iterations:
+// With V_t = v_1 + ... + v_{t-1}, logits_t = bias + votes . V_t: nothing of size [B, I, J] is kept. The
+// gradient, for t = R ... 1, with dv_R = doutputs plus the dV of later iterations:
 //   dsums_t = squash backward of dv_t;  dlogr_t[i,j] = coupling_t[i,j] * votes[i,j] . dsums_t[j]
 //   dV_t[j] = sum over i of dlogits_t[i,j] votes[i,j];  dv_{t-1} = sum over later t of dV_t
 //   dvotes[i,j] = sum over t of coupling_t[i,j] dsums_t[j] + dlogits_t[i,j] V_t[j]
@@ -25,9 +25,11 @@ struct DynamicRoute {
   Vector<V::kVote> agreement;
 
   __device__ void Load(const Inputs<V>& in, const Data& data, int64_t b, int j, int step) {
-    if (step > 0) agreement.Load(data.agreements + step * data.step_stride + (b * in.parents + j) * in.kind.Vote());
+    if (step > 0)
+      agreement.Load(data.agreements + step * data.step_stride + (b * in.parents + j) * in.kind.Vote());
   }
-  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j, int step) const {
+  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j,
+                         int step) const {
     float logit = in.Bias(i, j);
     if (step == 0) return logit;
 #pragma unroll
@@ -35,8 +37,8 @@ struct DynamicRoute {
     return logit;
   }
   __device__ void Begin(const Inputs<V>&, Sums<kSums>&) const {}
-  __device__ void Accumulate(const Inputs<V>& in, const Data&, const typename V::Votes& votes, float logr, int64_t,
-                             int64_t, Sums<kSums>& sums) const {
+  __device__ void Accumulate(const Inputs<V>& in, const Data&, const typename V::Votes& votes, float logr,
+                             int64_t, int64_t, Sums<kSums>& sums) const {
     const float coupling = expf(logr);
 #pragma unroll
     for (int d = 0; d < in.kind.Vote(); ++d) sums[d] = fmaf(coupling, votes[d], sums[d]);
@@ -56,11 +58,12 @@ struct DynamicAdjoint {
     route.Load(in, data, b, j, step);
     dsum.Load(data.dsums + step * data.step_stride + (b * in.parents + j) * in.kind.Vote());
   }
-  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j, int step) const {
+  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j,
+                         int step) const {
     return route.Logit(in, votes, i, j, step);
   }
-  __device__ float LogCouplingGradient(const Inputs<V>& in, const Data&, const typename V::Votes& votes, float logr,
-                                       int64_t, int64_t) const {
+  __device__ float LogCouplingGradient(const Inputs<V>& in, const Data&, const typename V::Votes& votes,
+                                       float logr, int64_t, int64_t) const {
     float dcoupling = 0.0f;
 #pragma unroll
     for (int d = 0; d < in.kind.Vote(); ++d) dcoupling = fmaf(votes[d], dsum[d], dcoupling);
@@ -72,8 +75,8 @@ struct DynamicAdjoint {
 #pragma unroll
     for (int d = 0; d < in.kind.Vote(); ++d) sums[d] = fmaf(dlogit, votes[d], sums[d]);
   }
-  __device__ void AddVoteGradient(const Inputs<V>& in, const typename V::Votes&, float logr, float dlogit, int step,
-                                  Sums<V::kVote>& dvotes) const {
+  __device__ void AddVoteGradient(const Inputs<V>& in, const typename V::Votes&, float logr, float dlogit,
+                                  int step, Sums<V::kVote>& dvotes) const {
     const float coupling = expf(logr);
 #pragma unroll
     for (int d = 0; d < in.kind.Vote(); ++d) {
@@ -99,8 +102,8 @@ struct Squash {
 };
 
 // sums of one iteration from its partial sums; then the outputs, or V of the next iteration.
-__global__ void SquashKernel(const float* partial, int64_t parts, int64_t rows, int size, float* sums, float* outputs,
-                             float* agreements, bool first) {
+__global__ void SquashKernel(const float* partial, int64_t parts, int64_t rows, int size, float* sums,
+                             float* outputs, float* agreements, bool first) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
     float squared = 0.0f;
@@ -120,7 +123,8 @@ __global__ void SquashKernel(const float* partial, int64_t parts, int64_t rows, 
 }
 
 // V of every iteration but the first, from the sums of all.
-__global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows, int size, float* agreements) {
+__global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows, int size,
+                                 float* agreements) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
     for (int step = 1; step < iterations; ++step) {
@@ -135,8 +139,8 @@ __global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows
 }
 
 // dposes (of the parents) += the partial sums, or = `start` without any; dsums = squash backward of that.
-__global__ void SquashGradientKernel(const float* start, const float* partial, int64_t parts, int64_t rows, int size,
-                                     const float* sums, float* dparents, float* dsums) {
+__global__ void SquashGradientKernel(const float* start, const float* partial, int64_t parts, int64_t rows,
+                                     int size, const float* sums, float* dparents, float* dsums) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
     float squared = 0.0f, dot = 0.0f;
@@ -161,8 +165,8 @@ __global__ void SquashGradientKernel(const float* start, const float* partial, i
 // ---------------------------------------------------------------------------------------------------------
 
 template <class V>
-size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const float* weights, const float* bias,
-               float* outputs, float* sums, void* memory, Stream* stream) {
+size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const float* weights,
+               const float* bias, float* outputs, float* sums, void* memory, Stream* stream) {
   using Step = DynamicRoute<V>;
   const int64_t B = dims.batch, I = dims.children, J = dims.parents, D = dims.parent_dim;
   const AccumulatePlan plan = PlanAccumulate<V>(B, I, J, Step::kSamples, kind.Vote());
@@ -186,8 +190,9 @@ size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const
 }
 
 template <class V>
-size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, const float* weights, const float* bias,
-                const float* sums, const float* doutputs, const Gradients& out, void* memory, Stream* stream) {
+size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, const float* weights,
+                const float* bias, const float* sums, const float* doutputs, const Gradients& out,
+                void* memory, Stream* stream) {
   using Step = DynamicAdjoint<V>;
   const int64_t B = dims.batch, I = dims.children, J = dims.parents, D = dims.parent_dim;
   const int R = dims.iterations, size = static_cast<int>(D);
@@ -207,8 +212,9 @@ size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, cons
   const float* none = nullptr;
   stream->Launch(&AgreementsKernel, RowBlocks(B * J), kMaxThreads, 0, sums, R, B * J, size, agreements);
   for (int step = R - 1; step >= 0; --step) {
-    stream->Launch(&SquashGradientKernel, RowBlocks(B * J), kMaxThreads, 0, step == R - 1 ? doutputs : none, partial,
-                   plan.work.splits, B * J, size, sums + step * B * J * D, dparents, dsums + step * B * J * D);
+    stream->Launch(&SquashGradientKernel, RowBlocks(B * J), kMaxThreads, 0, step == R - 1 ? doutputs : none,
+                   partial, plan.work.splits, B * J, size, sums + step * B * J * D, dparents,
+                   dsums + step * B * J * D);
     const Normalisers normalisers = OfStep(all, B, I, step);
     LaunchNormaliser<DynamicRoute<V>, false>(*stream, in, data, step, normalisers);
     LaunchNormaliser<Step, true>(*stream, in, data, step, normalisers);
@@ -236,15 +242,17 @@ size_t DynamicCudaWorkspaceBytes(const DynamicDims& dims, bool backward) {
   using namespace cuda;
   if (dims.batch < 1 || Check(dims)) return 0;
   const auto bytes = [&](const auto& kind) {
-    return backward ? Backward(dims, kind, nullptr, nullptr, nullptr, nullptr, nullptr, Gradients{}, nullptr, nullptr)
+    return backward ? Backward(dims, kind, nullptr, nullptr, nullptr, nullptr, nullptr, Gradients{}, nullptr,
+                               nullptr)
                     : Forward(dims, kind, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
   };
   const size_t any = bytes(AnyOf(dims)), fixed = IsFixed(dims) ? bytes(FixedDynamic{}) : 0;
   return any > fixed ? any : fixed;  // which of the two runs depends on the alignment of the arrays too
 }
 
-const char* DynamicForwardCuda(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
-                               float* outputs, float* sums, void* workspace, void* stream_handle) {
+const char* DynamicForwardCuda(const DynamicDims& dims, const float* poses, const float* weights,
+                               const float* bias, float* outputs, float* sums, void* workspace,
+                               void* stream_handle) {
   using namespace cuda;
   if (const char* error = Check(dims)) return error;
   Stream stream(stream_handle);
@@ -256,9 +264,9 @@ const char* DynamicForwardCuda(const DynamicDims& dims, const float* poses, cons
   return stream.error;
 }
 
-const char* DynamicBackwardCuda(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
-                                const float* sums, const float* doutputs, float* dposes, float* dweights,
-                                float* dbias, void* workspace, void* stream_handle) {
+const char* DynamicBackwardCuda(const DynamicDims& dims, const float* poses, const float* weights,
+                                const float* bias, const float* sums, const float* doutputs, float* dposes,
+                                float* dweights, float* dbias, void* workspace, void* stream_handle) {
   using namespace cuda;
   if (const char* error = Check(dims)) return error;
   Stream stream(stream_handle);

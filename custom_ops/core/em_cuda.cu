@@ -1,5 +1,5 @@
-// EM routing on a CUDA device: the small passes over [B, J], and the launchers. The maths is in routing.h, that of
-// one vote in em_cuda_steps.cuh, the passes over votes in cuda_routing.cuh.
+// EM routing on a CUDA device: the small passes over [B, J], and the launchers. The maths is in routing.h,
+// that of one vote in em_cuda_steps.cuh, the passes over votes in cuda_routing.cuh.
 #include "em_cuda_steps.cuh"
 
 namespace tfinv {
@@ -43,8 +43,8 @@ struct Activation {
 };
 
 // States of one iteration from its statistics; the outputs, if asked for. A warp has one sample.
-__global__ void ActivateKernel(const float* statistics, Activation activation, int64_t batch, int parents, int size,
-                               float* states, float* outputs, float* output_activations) {
+__global__ void ActivateKernel(const float* statistics, Activation activation, int64_t batch, int parents,
+                               int size, float* states, float* outputs, float* output_activations) {
   const int lane = threadIdx.x % kWarp, floats = RowFloats(size);
   for (int64_t b = WarpIndex(); b < batch; b += WarpCount()) {
     float largest = -FLT_MAX;
@@ -113,9 +113,9 @@ __global__ void AdjointKernel(const float* partial, int64_t parts, const float* 
 }
 
 // Adds what the parents' activations hand back to variances, masses and betas. A warp has one sample.
-__global__ void ActivationGradientKernel(const float* statistics, Activation activation, int64_t batch, int parents,
-                                         int size, float floor, const float* states, float* adjoints, float* dbeta_u,
-                                         float* dbeta_a, bool first) {
+__global__ void ActivationGradientKernel(const float* statistics, Activation activation, int64_t batch,
+                                         int parents, int size, float floor, const float* states,
+                                         float* adjoints, float* dbeta_u, float* dbeta_a, bool first) {
   const int lane = threadIdx.x % kWarp, floats = RowFloats(size);
   const bool article = activation.variant == EmVariant::kArticle;
   for (int64_t b = WarpIndex(); b < batch; b += WarpCount()) {
@@ -175,8 +175,8 @@ const float* Weighing(const EmDims& dims, const EmArrays& arrays) {
 }
 
 template <class V>
-size_t Forward(const EmDims& dims, const V& kind, const EmArrays& arrays, float* outputs, float* output_activations,
-               float* statistics, void* memory, Stream* stream) {
+size_t Forward(const EmDims& dims, const V& kind, const EmArrays& arrays, float* outputs,
+               float* output_activations, float* statistics, void* memory, Stream* stream) {
   using Step = EmRoute<V>;
   const int64_t B = dims.batch, I = dims.children, J = dims.parents;
   const int H = kind.Vote(), parents = static_cast<int>(J);
@@ -196,8 +196,8 @@ size_t Forward(const EmDims& dims, const V& kind, const EmArrays& arrays, float*
     stream->Launch(&MomentsKernel, RowBlocks(B * J), kMaxThreads, 0, partial, plan.work.splits, B * J, H,
                    dims.variance_floor, of_step);
     const bool last = step == dims.iterations - 1;
-    stream->Launch(&ActivateKernel, RowBlocks(B), kMaxThreads, 0, of_step, ActivationOf(dims, arrays, step), B,
-                   parents, H, states, last ? outputs : nullptr, last ? output_activations : nullptr);
+    stream->Launch(&ActivateKernel, RowBlocks(B), kMaxThreads, 0, of_step, ActivationOf(dims, arrays, step),
+                   B, parents, H, states, last ? outputs : nullptr, last ? output_activations : nullptr);
   }
   return workspace.used;
 }
@@ -231,16 +231,18 @@ size_t Backward(const EmDims& dims, const V& kind, const EmArrays& arrays, const
   const float* none = nullptr;
   float* no_output = nullptr;
   for (int step = 0; step < R; ++step)
-    stream->Launch(&ActivateKernel, RowBlocks(B), kMaxThreads, 0, given.statistics + step * B * J * (2 * H + 1),
-                   ActivationOf(dims, arrays, step), B, parents, H, states + step * stride, no_output, no_output);
+    stream->Launch(&ActivateKernel, RowBlocks(B), kMaxThreads, 0,
+                   given.statistics + step * B * J * (2 * H + 1), ActivationOf(dims, arrays, step), B,
+                   parents, H, states + step * stride, no_output, no_output);
   for (int step = R - 1; step >= 0; --step) {
     const bool last = step == R - 1;
     stream->Launch(&AdjointKernel, RowBlocks(B * J), kMaxThreads, 0, partial, plan.work.splits,
                    last ? given.doutputs : none, given.doutput_activations, B * J, H, states + step * stride,
                    adjoints + step * stride);
     stream->Launch(&ActivationGradientKernel, RowBlocks(B), kMaxThreads, 0,
-                   given.statistics + step * B * J * (2 * H + 1), ActivationOf(dims, arrays, step), B, parents, H,
-                   dims.variance_floor, states + step * stride, adjoints + step * stride, dbeta_u, dbeta_a, last);
+                   given.statistics + step * B * J * (2 * H + 1), ActivationOf(dims, arrays, step), B,
+                   parents, H, dims.variance_floor, states + step * stride, adjoints + step * stride, dbeta_u,
+                   dbeta_a, last);
     const Normalisers normalisers = OfStep(all, B, I, step);
     LaunchNormaliser<EmRoute<V>, false>(*stream, in, data, step, normalisers);
     LaunchNormaliser<Step, true>(*stream, in, data, step, normalisers);
@@ -276,9 +278,10 @@ size_t EmCudaWorkspaceBytes(const EmDims& dims, bool backward) {
   return any > fixed ? any : fixed;  // which of the two runs depends on the alignment of the arrays too
 }
 
-const char* EmForwardCuda(const EmDims& dims, const float* poses, const float* activations, const float* weights,
-                          const float* beta_u, const float* beta_a, const float* bias, float* outputs,
-                          float* output_activations, float* statistics, void* workspace, void* stream_handle) {
+const char* EmForwardCuda(const EmDims& dims, const float* poses, const float* activations,
+                          const float* weights, const float* beta_u, const float* beta_a, const float* bias,
+                          float* outputs, float* output_activations, float* statistics, void* workspace,
+                          void* stream_handle) {
   using namespace cuda;
   if (const char* error = Check(dims)) return error;
   Stream stream(stream_handle);
@@ -291,11 +294,11 @@ const char* EmForwardCuda(const EmDims& dims, const float* poses, const float* a
   return stream.error;
 }
 
-const char* EmBackwardCuda(const EmDims& dims, const float* poses, const float* activations, const float* weights,
-                           const float* beta_u, const float* beta_a, const float* bias, const float* statistics,
-                           const float* doutputs, const float* doutput_activations, float* dposes,
-                           float* dactivations, float* dweights, float* dbeta_u, float* dbeta_a, float* dbias,
-                           void* workspace, void* stream_handle) {
+const char* EmBackwardCuda(const EmDims& dims, const float* poses, const float* activations,
+                           const float* weights, const float* beta_u, const float* beta_a, const float* bias,
+                           const float* statistics, const float* doutputs, const float* doutput_activations,
+                           float* dposes, float* dactivations, float* dweights, float* dbeta_u,
+                           float* dbeta_a, float* dbias, void* workspace, void* stream_handle) {
   using namespace cuda;
   if (const char* error = Check(dims)) return error;
   Stream stream(stream_handle);

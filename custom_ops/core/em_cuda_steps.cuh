@@ -11,8 +11,9 @@
 namespace tfinv {
 namespace cuda {
 
-constexpr int kConstant = 0, kLogMass = 1, kLogActivation = 2, kHalfLogVariance = 3;  // behind 2 H, in a state
-constexpr int kDlogCoupling = 0, kDlogActivation = 1;                                // likewise, in an adjoint
+constexpr int kConstant = 0, kLogMass = 1, kLogActivation = 2,
+              kHalfLogVariance = 3;                    // behind 2 H, in a state
+constexpr int kDlogCoupling = 0, kDlogActivation = 1;  // likewise, in an adjoint
 
 inline __host__ __device__ int RowFloats(int size) { return (2 * size + 4 + 3) / 4 * 4; }
 
@@ -47,7 +48,8 @@ struct EmRoute {
     inverse.Load(row + size);
     constant = row[2 * size + kConstant];
   }
-  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j, int step) const {
+  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j,
+                         int step) const {
     if (step == 0) return in.Bias(i, j);
     float distance = 0.0f;
 #pragma unroll
@@ -58,10 +60,11 @@ struct EmRoute {
     return constant - 0.5f * distance;
   }
 
-  // Sums: mean [H], squared deviations [H], the largest log weight, and the weight relative to it (West 1979).
+  // Sums: mean [H], squared deviations [H], the largest log weight, and the weight relative to it (West
+  // 1979).
   __device__ void Begin(const Inputs<V>& in, Sums<kSums>& sums) const { sums[2 * in.kind.Vote()] = -FLT_MAX; }
-  __device__ void Accumulate(const Inputs<V>& in, const Data& data, const typename V::Votes& votes, float logr,
-                             int64_t b, int64_t i, Sums<kSums>& sums) const {
+  __device__ void Accumulate(const Inputs<V>& in, const Data& data, const typename V::Votes& votes,
+                             float logr, int64_t b, int64_t i, Sums<kSums>& sums) const {
     const int size = in.kind.Vote();
     float &largest = sums[2 * size], &weight = sums[2 * size + 1];
     const float log_weight = logr + data.LogActivation(b * in.children + i);
@@ -100,7 +103,8 @@ struct EmAdjoint {
     dvariance.Load(data.adjoints + row + size);
     dlog_coupling = data.adjoints[row + 2 * size + kDlogCoupling];
   }
-  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j, int step) const {
+  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j,
+                         int step) const {
     return route.Logit(in, votes, i, j, step);
   }
   // rho * (dlogmass + sum over h of (vote - mean) dmean + ((vote - mean)^2 - (variance - floor)) dvariance)
@@ -129,8 +133,8 @@ struct EmAdjoint {
     }
     sums[2 * size] += dlogit;
   }
-  __device__ void AddVoteGradient(const Inputs<V>& in, const typename V::Votes& votes, float, float dlogit, int step,
-                                  Sums<V::kVote>& dvotes) const {
+  __device__ void AddVoteGradient(const Inputs<V>& in, const typename V::Votes& votes, float, float dlogit,
+                                  int step, Sums<V::kVote>& dvotes) const {
 #pragma unroll
     for (int h = 0; h < in.kind.Vote(); ++h) {
       const float vote = votes[h];
