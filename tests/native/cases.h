@@ -147,12 +147,15 @@ constexpr double kRelative = 2e-5;
 // A gradient that is 0 in exact arithmetic; upstream gradients are of size 1.
 constexpr double kAbsolute = 1e-8;
 // A problem may be worse conditioned than that (a coupling about to flip, a variance at its floor). Then the
-// error may be this many times what float costs the plain loops, or what changing inputs by 2^-23 changes.
-constexpr double kRounding = 16.0;
+// error may be this many times what float costs the plain loops, or what changing the inputs by kNoise
+// changes. kNoise is twice what an exponential may be off by; the largest of a few draws is a rough guess.
+constexpr double kRounding = 16.0, kNoise = 4e-7;
+constexpr int kDraws = 4;
 
 // How the comparisons went; the share that needed kRounding must stay small, or it would hide errors.
 struct Tally {
   int64_t compared = 0, conditioned = 0;
+  double most_rounding = 0;             // largest ratio of error and rounding among the conditioned
   std::map<std::string, double> worst;  // error by largest entry, where kRelative was enough
 };
 
@@ -185,9 +188,9 @@ std::vector<double> RoundingOf(const Case& problem, const reference::Named<doubl
       result[n] = std::fmax(result[n], Distance(tensors[n].second, truth[n].second));
   };
   raise(problem.template Reference<float>(problem.inputs).Tensors(problem.Dims()));
-  for (int draw = 0; draw < 3; ++draw) {
+  for (int draw = 0; draw < kDraws; ++draw) {
     using Doubles = typename Case::template Inputs<double>;
-    const auto moved = Converted<Doubles>(problem.inputs, std::ldexp(1.0, -23), random);
+    const auto moved = Converted<Doubles>(problem.inputs, kNoise, random);
     raise(problem.template Reference<double>(moved).Tensors(problem.Dims()));
   }
   return result;
@@ -221,6 +224,7 @@ void Compare(const Case& problem, const typename Case::Results& results) {
     }
     ++tally.conditioned;
     if (rounding.empty()) rounding = RoundingOf(problem, truth);
+    tally.most_rounding = std::fmax(tally.most_rounding, error / rounding[n]);
     if (!(error <= kRounding * rounding[n]))
       Fail("%s differs by %.3g; largest entry %.3g, rounding %.3g", what.c_str(), error, largest,
            rounding[n]);
@@ -242,8 +246,9 @@ void ExpectSame(const Case& problem, const typename Case::Results& first,
 // Prints what was compared and how far off it was; returns the exit status.
 inline int Report(const char* name, const char* device) {
   for (const auto& [tensor, error] : tally.worst) std::printf("  %-20s %.2g\n", tensor.c_str(), error);
-  std::printf("%s: device=%s compared=%lld conditioned=%lld failures=%d\n", name, device,
-              static_cast<long long>(tally.compared), static_cast<long long>(tally.conditioned), failures);
+  std::printf("%s: device=%s compared=%lld conditioned=%lld (at most %.1f times rounding) failures=%d\n", name,
+              device, static_cast<long long>(tally.compared), static_cast<long long>(tally.conditioned),
+              tally.most_rounding, failures);
   return failures == 0 ? 0 : 1;
 }
 
