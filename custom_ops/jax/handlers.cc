@@ -31,8 +31,8 @@ std::string Text(const Sizes& sizes) {
 ffi::Error Expect(const char* name, const Input& buffer, const char* axes, Shape shape) {
   const auto found = buffer.dimensions();
   if (std::equal(found.begin(), found.end(), shape.begin(), shape.end())) return ffi::Error::Success();
-  return ffi::Error::InvalidArgument("Invalid shape of argument " + std::string(name) + ". Expected " + axes + " = " +
-                                     Text(shape) + ". Received: " + name + ".shape=" + Text(found));
+  return ffi::Error::InvalidArgument("Invalid shape of argument " + std::string(name) + ". Expected " + axes +
+                                     " = " + Text(shape) + ". Received: " + name + ".shape=" + Text(found));
 }
 
 ffi::Error ExpectBias(const Input& bias, int64_t children, int64_t parents) {
@@ -40,12 +40,14 @@ ffi::Error ExpectBias(const Input& bias, int64_t children, int64_t parents) {
   return Expect("bias", bias, "[I, J]", {children, parents});
 }
 
-#define TFINV_RETURN_IF_ERROR(expression)                        \
-  do {                                                           \
+#define TFINV_RETURN_IF_ERROR(expression)                               \
+  do {                                                                  \
     if (ffi::Error error = (expression); error.failure()) return error; \
   } while (false)
 
-const float* DataOrNull(const Input& buffer) { return buffer.element_count() ? buffer.typed_data() : nullptr; }
+const float* DataOrNull(const Input& buffer) {
+  return buffer.element_count() ? buffer.typed_data() : nullptr;
+}
 float* DataOrNull(Output& buffer) { return buffer->element_count() ? buffer->typed_data() : nullptr; }
 
 // The two devices: what the handlers are given besides the arrays.
@@ -70,8 +72,9 @@ struct Cuda {
     if (bytes > 0) {
       const std::optional<void*> memory = scratch.Allocate(bytes, 256);
       if (!memory.has_value())
-        return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                          "No device memory for the workspace of a routing op: " + std::to_string(bytes) + " bytes.");
+        return ffi::Error(
+            ffi::ErrorCode::kResourceExhausted,
+            "No device memory for the workspace of a routing op: " + std::to_string(bytes) + " bytes.");
       workspace = *memory;
     }
     const char* error = launch(workspace, stream);
@@ -93,21 +96,23 @@ ffi::Error ReadDims(const Input& poses, const Input& weights, const Input& bias,
         Text(pose) + ", weights.shape=" + Text(weight));
   if (weights.element_count() == 0 || iterations < 1)
     return ffi::Error::InvalidArgument(
-        "Invalid sizes. Expected weights [I, J, K, D], each at least 1, and iterations of at least 1. Received: "
-        "weights.shape=" + Text(weight) + ", iterations=" + std::to_string(iterations));
+        "Invalid sizes. Expected weights [I, J, K, D], each at least 1, and iterations of at least 1. "
+        "Received: "
+        "weights.shape=" +
+        Text(weight) + ", iterations=" + std::to_string(iterations));
   *dims = {pose[0], weight[0], weight[1], weight[2], weight[3], static_cast<int>(iterations)};
   return ExpectBias(bias, dims->children, dims->parents);
 }
 
-ffi::Error Run(const Cpu& cpu, const DynamicDims& dims, Input poses, Input weights, Input bias, Output outputs,
-               Output sums) {
+ffi::Error Run(const Cpu& cpu, const DynamicDims& dims, Input poses, Input weights, Input bias,
+               Output outputs, Output sums) {
   DynamicForward(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), outputs->typed_data(),
                  sums->typed_data(), cpu.MakeExecutor());
   return ffi::Error::Success();
 }
 
-ffi::Error RunGradient(const Cpu& cpu, const DynamicDims& dims, Input poses, Input weights, Input bias, Input sums,
-                       Input doutputs, Output dposes, Output dweights, Output dbias) {
+ffi::Error RunGradient(const Cpu& cpu, const DynamicDims& dims, Input poses, Input weights, Input bias,
+                       Input sums, Input doutputs, Output dposes, Output dweights, Output dbias) {
   DynamicBackward(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), sums.typed_data(),
                   doutputs.typed_data(), dposes->typed_data(), dweights->typed_data(), DataOrNull(dbias),
                   cpu.MakeExecutor());
@@ -115,20 +120,20 @@ ffi::Error RunGradient(const Cpu& cpu, const DynamicDims& dims, Input poses, Inp
 }
 
 #ifdef TFINV_WITH_CUDA
-ffi::Error Run(const Cuda& cuda, const DynamicDims& dims, Input poses, Input weights, Input bias, Output outputs,
-               Output sums) {
+ffi::Error Run(const Cuda& cuda, const DynamicDims& dims, Input poses, Input weights, Input bias,
+               Output outputs, Output sums) {
   return cuda.Run(DynamicCudaWorkspaceBytes(dims, false), [&](void* workspace, void* stream) {
-    return DynamicForwardCuda(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), outputs->typed_data(),
-                              sums->typed_data(), workspace, stream);
+    return DynamicForwardCuda(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias),
+                              outputs->typed_data(), sums->typed_data(), workspace, stream);
   });
 }
 
-ffi::Error RunGradient(const Cuda& cuda, const DynamicDims& dims, Input poses, Input weights, Input bias, Input sums,
-                       Input doutputs, Output dposes, Output dweights, Output dbias) {
+ffi::Error RunGradient(const Cuda& cuda, const DynamicDims& dims, Input poses, Input weights, Input bias,
+                       Input sums, Input doutputs, Output dposes, Output dweights, Output dbias) {
   return cuda.Run(DynamicCudaWorkspaceBytes(dims, true), [&](void* workspace, void* stream) {
-    return DynamicBackwardCuda(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), sums.typed_data(),
-                               doutputs.typed_data(), dposes->typed_data(), dweights->typed_data(), DataOrNull(dbias),
-                               workspace, stream);
+    return DynamicBackwardCuda(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias),
+                               sums.typed_data(), doutputs.typed_data(), dposes->typed_data(),
+                               dweights->typed_data(), DataOrNull(dbias), workspace, stream);
   });
 }
 #endif
@@ -138,20 +143,22 @@ ffi::Error Dynamic(const Device& device, Input poses, Input weights, Input bias,
                    int64_t iterations) {
   DynamicDims dims;
   TFINV_RETURN_IF_ERROR(ReadDims(poses, weights, bias, iterations, &dims));
-  TFINV_RETURN_IF_ERROR(Expect("outputs", *outputs, "[B, J, D]", {dims.batch, dims.parents, dims.parent_dim}));
+  TFINV_RETURN_IF_ERROR(
+      Expect("outputs", *outputs, "[B, J, D]", {dims.batch, dims.parents, dims.parent_dim}));
   TFINV_RETURN_IF_ERROR(
       Expect("sums", *sums, "[R, B, J, D]", {dims.iterations, dims.batch, dims.parents, dims.parent_dim}));
   return Run(device, dims, poses, weights, bias, outputs, sums);
 }
 
 template <typename Device>
-ffi::Error DynamicGradient(const Device& device, Input poses, Input weights, Input bias, Input sums, Input doutputs,
-                           Output dposes, Output dweights, Output dbias, int64_t iterations) {
+ffi::Error DynamicGradient(const Device& device, Input poses, Input weights, Input bias, Input sums,
+                           Input doutputs, Output dposes, Output dweights, Output dbias, int64_t iterations) {
   DynamicDims dims;
   TFINV_RETURN_IF_ERROR(ReadDims(poses, weights, bias, iterations, &dims));
   TFINV_RETURN_IF_ERROR(
       Expect("sums", sums, "[R, B, J, D]", {dims.iterations, dims.batch, dims.parents, dims.parent_dim}));
-  TFINV_RETURN_IF_ERROR(Expect("doutputs", doutputs, "[B, J, D]", {dims.batch, dims.parents, dims.parent_dim}));
+  TFINV_RETURN_IF_ERROR(
+      Expect("doutputs", doutputs, "[B, J, D]", {dims.batch, dims.parents, dims.parent_dim}));
   TFINV_RETURN_IF_ERROR(Expect("dposes", *dposes, "[B, I, K]", {dims.batch, dims.children, dims.child_dim}));
   TFINV_RETURN_IF_ERROR(Expect("dweights", *dweights, "[I, J, K, D]",
                                {dims.children, dims.parents, dims.child_dim, dims.parent_dim}));
@@ -166,21 +173,30 @@ struct EmInputs {
   Input poses, activations, weights, beta_u, beta_a, bias;
 };
 
-ffi::Error ReadDims(const EmInputs& in, ffi::Span<const float> temperatures, int64_t variant, float variance_floor,
-                    EmDims* dims) {
+ffi::Error ReadDims(const EmInputs& in, ffi::Span<const float> temperatures, int64_t variant,
+                    float variance_floor, EmDims* dims) {
   const auto pose = in.poses.dimensions(), weight = in.weights.dimensions();
   if (pose.size() != 4 || weight.size() != 4 || pose[1] != weight[0] || pose[2] != weight[2] ||
       pose[3] != weight[2] || weight[2] != weight[3])
     return ffi::Error::InvalidArgument(
-        "Arguments poses [B, I, P, P] and weights [I, J, P, P] must agree in I and P. Received: poses.shape=" +
+        "Arguments poses [B, I, P, P] and weights [I, J, P, P] must agree in I and P. Received: "
+        "poses.shape=" +
         Text(pose) + ", weights.shape=" + Text(weight));
   if (in.weights.element_count() == 0 || temperatures.size() < 1 || variant < 0 || variant > 1)
     return ffi::Error::InvalidArgument(
-        "Invalid sizes. Expected weights [I, J, P, P], each at least 1, at least one inverse temperature, and variant "
-        "0 or 1. Received: weights.shape=" + Text(weight) + ", inverse_temperatures=[" +
-        std::to_string(temperatures.size()) + "], variant=" + std::to_string(variant));
-  *dims = {pose[0],  weight[0], weight[1], weight[2], static_cast<int>(temperatures.size()),
-           static_cast<EmVariant>(variant), variance_floor, temperatures.begin()};
+        "Invalid sizes. Expected weights [I, J, P, P], each at least 1, at least one inverse temperature, "
+        "and variant "
+        "0 or 1. Received: weights.shape=" +
+        Text(weight) + ", inverse_temperatures=[" + std::to_string(temperatures.size()) +
+        "], variant=" + std::to_string(variant));
+  *dims = {pose[0],
+           weight[0],
+           weight[1],
+           weight[2],
+           static_cast<int>(temperatures.size()),
+           static_cast<EmVariant>(variant),
+           variance_floor,
+           temperatures.begin()};
   TFINV_RETURN_IF_ERROR(Expect("activations", in.activations, "[B, I]", {dims->batch, dims->children}));
   TFINV_RETURN_IF_ERROR(Expect("beta_u", in.beta_u, "[J]", {dims->parents}));
   TFINV_RETURN_IF_ERROR(Expect("beta_a", in.beta_a, "[J]", {dims->parents}));
@@ -204,10 +220,11 @@ ffi::Error Run(const Cpu& cpu, const EmDims& dims, EmInputs in, Output outputs, 
 
 ffi::Error RunGradient(const Cpu& cpu, const EmDims& dims, EmInputs in, EmGiven given, EmGradients out) {
   EmBackward(dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
-             in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias), given.statistics.typed_data(),
-             given.doutputs.typed_data(), given.doutput_activations.typed_data(), out.dposes->typed_data(),
-             out.dactivations->typed_data(), out.dweights->typed_data(), out.dbeta_u->typed_data(),
-             out.dbeta_a->typed_data(), DataOrNull(out.dbias), cpu.MakeExecutor());
+             in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias),
+             given.statistics.typed_data(), given.doutputs.typed_data(),
+             given.doutput_activations.typed_data(), out.dposes->typed_data(), out.dactivations->typed_data(),
+             out.dweights->typed_data(), out.dbeta_u->typed_data(), out.dbeta_a->typed_data(),
+             DataOrNull(out.dbias), cpu.MakeExecutor());
   return ffi::Error::Success();
 }
 
@@ -216,19 +233,20 @@ ffi::Error Run(const Cuda& cuda, const EmDims& dims, EmInputs in, Output outputs
                Output statistics) {
   return cuda.Run(EmCudaWorkspaceBytes(dims, false), [&](void* workspace, void* stream) {
     return EmForwardCuda(dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
-                         in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias), outputs->typed_data(),
-                         output_activations->typed_data(), statistics->typed_data(), workspace, stream);
+                         in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias),
+                         outputs->typed_data(), output_activations->typed_data(), statistics->typed_data(),
+                         workspace, stream);
   });
 }
 
 ffi::Error RunGradient(const Cuda& cuda, const EmDims& dims, EmInputs in, EmGiven given, EmGradients out) {
   return cuda.Run(EmCudaWorkspaceBytes(dims, true), [&](void* workspace, void* stream) {
-    return EmBackwardCuda(dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
-                          in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias),
-                          given.statistics.typed_data(), given.doutputs.typed_data(),
-                          given.doutput_activations.typed_data(), out.dposes->typed_data(),
-                          out.dactivations->typed_data(), out.dweights->typed_data(), out.dbeta_u->typed_data(),
-                          out.dbeta_a->typed_data(), DataOrNull(out.dbias), workspace, stream);
+    return EmBackwardCuda(
+        dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
+        in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias), given.statistics.typed_data(),
+        given.doutputs.typed_data(), given.doutput_activations.typed_data(), out.dposes->typed_data(),
+        out.dactivations->typed_data(), out.dweights->typed_data(), out.dbeta_u->typed_data(),
+        out.dbeta_a->typed_data(), DataOrNull(out.dbias), workspace, stream);
   });
 }
 #endif
@@ -242,7 +260,8 @@ ffi::Error Em(const Device& device, Input poses, Input activations, Input weight
   TFINV_RETURN_IF_ERROR(ReadDims(in, temperatures, variant, variance_floor, &dims));
   const int64_t size = dims.pose_size;
   TFINV_RETURN_IF_ERROR(Expect("outputs", *outputs, "[B, J, P, P]", {dims.batch, dims.parents, size, size}));
-  TFINV_RETURN_IF_ERROR(Expect("output_activations", *output_activations, "[B, J]", {dims.batch, dims.parents}));
+  TFINV_RETURN_IF_ERROR(
+      Expect("output_activations", *output_activations, "[B, J]", {dims.batch, dims.parents}));
   TFINV_RETURN_IF_ERROR(Expect("statistics", *statistics, "[R, B, J, 2 H + 1]",
                                {dims.iterations, dims.batch, dims.parents, 2 * size * size + 1}));
   return Run(device, dims, in, outputs, output_activations, statistics);
@@ -252,7 +271,8 @@ template <typename Device>
 ffi::Error EmGradient(const Device& device, Input poses, Input activations, Input weights, Input beta_u,
                       Input beta_a, Input bias, Input statistics, Input doutputs, Input doutput_activations,
                       Output dposes, Output dactivations, Output dweights, Output dbeta_u, Output dbeta_a,
-                      Output dbias, ffi::Span<const float> temperatures, int64_t variant, float variance_floor) {
+                      Output dbias, ffi::Span<const float> temperatures, int64_t variant,
+                      float variance_floor) {
   const EmInputs in = {poses, activations, weights, beta_u, beta_a, bias};
   const EmGiven given = {statistics, doutputs, doutput_activations};
   EmGradients out = {dposes, dactivations, dweights, dbeta_u, dbeta_a, dbias};
@@ -316,10 +336,13 @@ constexpr auto kDynamicGradientCpu = [](ffi::ThreadPool pool, auto... rest) {
   return DynamicGradient(Cpu{pool}, rest...);
 };
 constexpr auto kEmCpu = [](ffi::ThreadPool pool, auto... rest) { return Em(Cpu{pool}, rest...); };
-constexpr auto kEmGradientCpu = [](ffi::ThreadPool pool, auto... rest) { return EmGradient(Cpu{pool}, rest...); };
+constexpr auto kEmGradientCpu = [](ffi::ThreadPool pool, auto... rest) {
+  return EmGradient(Cpu{pool}, rest...);
+};
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvDynamicRoutingCpu, kDynamicCpu, (DynamicBinding<3, 2>(OnCpu())));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvDynamicRoutingGradCpu, kDynamicGradientCpu, (DynamicBinding<5, 3>(OnCpu())));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvDynamicRoutingGradCpu, kDynamicGradientCpu,
+                              (DynamicBinding<5, 3>(OnCpu())));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvEmRoutingCpu, kEmCpu, (EmBinding<6, 3>(OnCpu())));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvEmRoutingGradCpu, kEmGradientCpu, (EmBinding<9, 6>(OnCpu())));
 
@@ -340,7 +363,8 @@ constexpr auto kEmGradientCuda = [](void* stream, ffi::ScratchAllocator scratch,
 };
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvDynamicRoutingCuda, kDynamicCuda, (DynamicBinding<3, 2>(OnCuda())));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvDynamicRoutingGradCuda, kDynamicGradientCuda, (DynamicBinding<5, 3>(OnCuda())));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvDynamicRoutingGradCuda, kDynamicGradientCuda,
+                              (DynamicBinding<5, 3>(OnCuda())));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvEmRoutingCuda, kEmCuda, (EmBinding<6, 3>(OnCuda())));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TfinvEmRoutingGradCuda, kEmGradientCuda, (EmBinding<9, 6>(OnCuda())));
 #endif
