@@ -4,7 +4,7 @@
 
 Prints the path of the library. Standard library only: setup.py and tfinv.ops load this file by its path.
 Environment: CXX, CUDA_HOME, TFINV_CACHE (where libraries are kept), TFINV_CUDA (0: never, 1: must work; else
-where nvcc is found), TFINV_REBUILD (1: compile again, once). Takes about 30 s on 2 cores, and a few minutes with CUDA.
+where nvcc is found), TFINV_REBUILD (1: compile again, once). On 2 cores 30 s, with CUDA 2 to 3 minutes.
 """
 
 import argparse
@@ -41,7 +41,9 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
 }
-CUDA_COMPILE_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-arch=all-major", "-Xcompiler", "-fPIC"]
+CUDA_COMPILE_FLAGS = (
+    "-std=c++17 -O3 -DNDEBUG -DTFINV_WITH_CUDA -arch=all-major --threads=0 -Xcompiler -fPIC".split()  # noqa: SIM905
+)
 # Before TensorFlow's own flags: its framework library exports a stub of the CUDA runtime, which would be
 # bound instead, and the library could then not be loaded where TensorFlow is built without CUDA.
 CUDA_LINK_FLAGS = "-lcudart_static -ldl -lrt -lpthread -Wl,--exclude-libs,libcudart_static.a".split()  # noqa: SIM905
@@ -55,6 +57,7 @@ class BuildError(RuntimeError):
 class Framework:
     """What a framework asks of a library that it can load."""
 
+    binding: str
     version: str
     compile_flags: tuple[str, ...]
     link_flags: tuple[str, ...]
@@ -115,15 +118,15 @@ def build(binding: str, force: bool = False, output: Path | None = None) -> Path
         if found is None:
             raise
         return found
-    cuda = toolchain.cuda if list((HERE / "core").glob("*.cu")) else None
-    toolchain = Toolchain(toolchain.compiler, toolchain.version, cuda)
     facts |= {
         "compiler": toolchain.version,
-        "cuda": cuda.version if cuda else "",
-        "cuda_architectures": list(cuda.architectures) if cuda else [],
+        "cuda": toolchain.cuda.version if toolchain.cuda else "",
+        "cuda_architectures": list(toolchain.cuda.architectures) if toolchain.cuda else [],
     }
     folder = output or cache_folder()
-    library = folder / (f"{binding}.so" if output else f"{_stem(facts)}-{_key(facts, framework)}.so")
+    library = folder / (
+        f"{binding}.so" if output else f"{binding}-{framework.version}-{_key(facts, framework)}.so"
+    )
     if not (force or output):
         if library.is_file():
             return library
@@ -148,11 +151,6 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / root.removeprefix("~/") / "custom_ops"
 
 
-def command(binding: str) -> str:
-    """Returns the command line that compiles a binding and shows why it cannot."""
-    return shlex.join([sys.executable, str(HERE / "build.py"), binding])
-
-
 def facts_of(library: Path) -> dict:
     """Returns how a library was made: binding, framework, compiler, cuda_architectures ..."""
     return json.loads(library.with_suffix(".json").read_text())
@@ -166,12 +164,12 @@ def framework_facts(binding: str) -> Framework:
             import jaxlib
 
             version = f"{jax.__version__}-jaxlib{jaxlib.__version__}"
-            return Framework(version, (f"-I{jax.ffi.include_dir()}",), ())
+            return Framework(binding, version, (f"-I{jax.ffi.include_dir()}",), ())
         import tensorflow as tf
     except ImportError as error:
         raise BuildError(f"{binding} cannot be imported: {error}") from error
-    flags = tf.sysconfig.get_compile_flags(), tf.sysconfig.get_link_flags()
-    return Framework(tf.__version__, *(tuple(part) for part in flags))
+    flags = tuple(tf.sysconfig.get_compile_flags()), tuple(tf.sysconfig.get_link_flags())
+    return Framework(binding, tf.__version__, *flags)
 
 
 def find_toolchain() -> Toolchain:
@@ -200,17 +198,15 @@ def find_cuda() -> Cuda | None:
     candidates = [*(Path(home, "bin", "nvcc") for home in homes), shutil.which("nvcc"), *wheels]
     for nvcc in map(str, filter(None, candidates)):
         try:
-            plan = _output(
-                [nvcc, "--dryrun", "-arch=all-major", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
-            )
+            plan = _output([nvcc, "--dryrun", "-arch=all-major", "-x", "cu", "-c", os.devnull])
             release = re.search(r"V(\d[\d.]*)", _output([nvcc, "--version"]))
         except BuildError:
             continue
         top = re.search(r"^#\$ TOP=(.*)$", plan, re.MULTILINE)
         if not (top and release):
             continue
-        homes_of_libraries = ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
-        for libraries in (Path(top[1].strip(), name) for name in homes_of_libraries):
+        for name in ("lib64", "lib", f"targets/{platform.machine()}-linux/lib"):
+            libraries = Path(top[1].strip(), name)
             if (libraries / "libcudart_static.a").is_file():
                 architectures = sorted(set(re.findall(r"sm_(\d+)", plan)), key=int)
                 return Cuda(nvcc, release[1], libraries, tuple(architectures))
@@ -240,11 +236,11 @@ def compile_steps(framework: Framework, toolchain: Toolchain) -> list[tuple[str,
         isas = list(ISA_FLAGS)
     present = [f"-DTFINV_WITH_{isa.upper()}" for isa in isas[1:]]
     binding_flags = [*framework.compile_flags, *(["-DTFINV_WITH_CUDA"] if toolchain.cuda else [])]
-    plain = [toolchain.compiler, *COMPILE_FLAGS, f"-I{HERE}", f"-I{HERE / 'core'}"]
-    steps = [("info.cc", "info.o", [*plain, *(["-DTFINV_WITH_CUDA"] if toolchain.cuda else [])])]
-    binding = "jax" if not framework.link_flags else "tensorflow"
-    for source in sorted((HERE / binding).glob("*.cc")):
-        steps.append((f"{binding}/{source.name}", f"{source.stem}.o", [*plain, *binding_flags]))
+    includes = [f"-I{HERE}", f"-I{HERE / 'core'}"]
+    plain = [toolchain.compiler, *COMPILE_FLAGS, *includes]
+    steps = [("info.cc", "info.o", plain)]
+    for source in sorted((HERE / framework.binding).glob("*.cc")):
+        steps.append((f"{framework.binding}/{source.name}", f"{source.stem}.o", [*plain, *binding_flags]))
     for source in sorted((HERE / "core").glob("*.cpp")):
         if source.name != "cpu_isa.cpp":
             steps.append((f"core/{source.name}", f"{source.stem}.o", [*plain, *present]))
@@ -253,11 +249,9 @@ def compile_steps(framework: Framework, toolchain: Toolchain) -> list[tuple[str,
     for isa in isas:
         steps.append(("core/cpu_isa.cpp", f"cpu_{isa}.o", [*plain, *ISA_FLAGS[isa], f"-DTFINV_ISA={isa}"]))
     if toolchain.cuda:
-        nvcc = [toolchain.cuda.nvcc, "-ccbin", toolchain.compiler, *CUDA_COMPILE_FLAGS, "-DTFINV_WITH_CUDA"]
+        nvcc = [toolchain.cuda.nvcc, "-ccbin", toolchain.compiler, *CUDA_COMPILE_FLAGS, *includes]
         for source in sorted((HERE / "core").glob("*.cu")):
-            steps.append(
-                (f"core/{source.name}", f"{source.stem}.cu.o", [*nvcc, f"-I{HERE}", f"-I{HERE / 'core'}"])
-            )
+            steps.append((f"core/{source.name}", f"{source.stem}.cu.o", nvcc))
     return steps
 
 
@@ -271,11 +265,9 @@ def link_flags(framework: Framework, toolchain: Toolchain) -> list[str]:
 def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: dict) -> None:
     """Compiles and links into a scratch folder, then puts the library in its place."""
     with_cuda = f" and CUDA {toolchain.cuda.version}" if toolchain.cuda else ""
-    about = "5 minutes" if toolchain.cuda else "30 s"
-    _say(
-        f"Building tfinv's fused routing ops for {facts['binding']} {framework.version}{with_cuda}, "
-        f"once, about {about} ..."
-    )
+    what = f"{facts['binding']} {framework.version}{with_cuda}"
+    about = "3 minutes" if toolchain.cuda else "30 s"
+    _say(f"Building tfinv's fused routing ops for {what}, once, about {about} ...")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tfinv-build-") as scratch:
         try:
@@ -289,35 +281,28 @@ def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: d
             made = _compile_in(Path(scratch), library, framework, toolchain)
         seconds = time.monotonic() - started
         isas = [name[4:-2] for _, name, _ in compile_steps(framework, toolchain) if name.startswith("cpu_")]
-        _put(
-            library.with_suffix(".json"),
-            json.dumps(facts | {"isas": isas, "seconds": round(seconds, 1)}, indent=2),
-        )
-        _put(library, made)  # last: whoever sees the library finds the facts, too
+        facts = facts | {"isas": isas, "seconds": round(seconds, 1)}
+        _put(library.with_suffix(".json"), json.dumps(facts, indent=2).encode())
+        _put(library, made.read_bytes())  # last: whoever sees the library finds the facts, too
     _say(f"Built {library} in {seconds:.0f} s.")
 
 
 def _compile_in(scratch: Path, library: Path, framework: Framework, toolchain: Toolchain) -> Path:
     steps = compile_steps(framework, toolchain)
     # The slow ones first, so that none is left alone at the end.
-    order = sorted(steps, key=lambda step: (not step[0].endswith(".cu"), "/" not in step[0]))
     commands = {
-        name: [*rest, "-c", str(HERE / source), "-o", str(scratch / name)] for source, name, rest in order
+        name: [*start, "-c", str(HERE / source), "-o", str(scratch / name)]
+        for source, name, start in sorted(steps, key=lambda step: not step[0].endswith(".cu"))
     }
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(zip(commands, pool.map(_run, commands.values()), strict=True))
     log = [f"$ {shlex.join(commands[name])}\n{text}" for name, (_, text) in results.items()]
     failed = [text for code, text in results.values() if code]
     made = scratch / library.name
     if not failed:
-        linking = [
-            toolchain.compiler,
-            "-shared",
-            "-o",
-            str(made),
-            *(str(scratch / name) for _, name, _ in steps),
-        ]
-        linking += link_flags(framework, toolchain)
+        objects = [str(scratch / name) for _, name, _ in steps]
+        flags = link_flags(framework, toolchain)
+        linking = [toolchain.compiler, "-shared", "-o", str(made), *objects, *flags]
         code, text = _run(linking)
         log.append(f"$ {shlex.join(linking)}\n{text}")
         failed = [text] if code else []
@@ -325,26 +310,17 @@ def _compile_in(scratch: Path, library: Path, framework: Framework, toolchain: T
         log_file = library.with_suffix(".log")
         log_file.write_text("\n".join(log))
         lines = [line.strip() for text in failed for line in text.splitlines()]
-        telling = [
-            line for line in lines if re.search(r"error|undefined reference|No such file", line)
-        ] or lines
-        raise BuildError("The compiler failed: " + "\n".join(telling[:3]) + f"\nAll it said is in {log_file}")
+        errors = [line for line in lines if re.search(r"error|undefined reference", line)] or lines
+        raise BuildError("The compiler failed: " + "\n".join(errors[:3]) + f"\nAll it said is in {log_file}")
     return made
 
 
 def _run(arguments: list[str]) -> tuple[int, str]:
     try:
-        finished = subprocess.run(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+        finished = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except OSError as error:
         return 1, f"error: {error}"
-    return finished.returncode, finished.stdout
+    return finished.returncode, finished.stdout.decode(errors="replace")
 
 
 def _output(arguments: list[str]) -> str:
@@ -354,20 +330,10 @@ def _output(arguments: list[str]) -> str:
     return text
 
 
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _stem(facts: dict) -> str:
-    return f"{facts['binding']}-{facts['framework']}"
-
-
 def _key(facts: dict, framework: Framework) -> str:
     # Without the folders of headers and libraries: one library serves all environments of that version.
-    flags = [
-        flag for flag in (*framework.compile_flags, *framework.link_flags) if flag[:2] not in ("-I", "-L")
-    ]
+    flags = [*framework.compile_flags, *framework.link_flags]
+    flags = [flag for flag in flags if flag[:2] not in ("-I", "-L")]
     parts = [facts, flags, COMPILE_FLAGS, ISA_FLAGS, CUDA_COMPILE_FLAGS, CUDA_LINK_FLAGS]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -380,7 +346,7 @@ def _made_before(facts: dict, cuda: str | None, folders: tuple[Path, ...] = ()) 
         for library in folder.glob(f"{facts['binding']}*.so"):
             with contextlib.suppress(OSError, ValueError):
                 made = facts_of(library)
-                if all(made.get(name) == facts[name] for name in wanted) and cuda in (None, made["cuda"]):
+                if all(made.get(name) == facts[name] for name in wanted) and cuda in (None, made.get("cuda")):
                     found.append(library)
     return max(found, key=lambda library: library.stat().st_mtime, default=None)
 
@@ -396,18 +362,15 @@ def _locked(path: Path) -> Iterator[None]:
             _say("Waiting for another process that builds tfinv's fused routing ops ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass  # a file system without locks: at worst the work is done twice, as files are replaced atomically
+            pass  # no locks on this file system: at worst the work is done twice, as files are replaced whole
         yield
 
 
-def _put(path: Path, content: str | Path) -> None:
-    """Replaces a file atomically by a text or by a copy of another file."""
+def _put(path: Path, content: bytes) -> None:
+    """Replaces a file atomically."""
     partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name}")
     try:
-        if isinstance(content, str):
-            partial.write_text(content)
-        else:
-            shutil.copy(content, partial)
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -419,9 +382,8 @@ def _say(message: str) -> None:
 
 def main() -> int:
     """Runs the command line; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("binding", nargs="?", choices=BINDINGS, default="tensorflow")
     parser.add_argument("--force", action="store_true", help="compile even if there is a library")
     parser.add_argument("--output", type=Path, help="folder to compile into, instead of tfinv's cache")

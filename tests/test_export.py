@@ -8,11 +8,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.conftest import ENVIRONMENT
+from tests.fused import fused_fixture  # noqa: F401
 from tests.test_training import SMALL, TINY_CAPSNET
 from tfinv import models
-from tfinv.export import export_saved_model
+from tfinv.export import export_saved_model, with_reference
+from tfinv.layers import Length, RoutingCapsules
 
 NAMES = ("0", "1", "2", "3", "4", "5", "7", "8")
 
@@ -130,3 +133,62 @@ def test_existing_export_is_replaced_only_by_a_complete_one(tmp_path, monkeypatc
     outputs = tf.saved_model.load(str(folder)).signatures["classify"](images=tf.constant(random_images(1)))
     assert outputs["class_name"].numpy()[0].decode() == NAMES[::-1][int(outputs["class_index"][0])]
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+# The implementation of the routing
+
+
+def operations(folder):
+    """Types of all operations in a SavedModel."""
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((folder / "saved_model.pb").read_bytes())
+    graphs = [graph.graph_def for graph in saved.meta_graphs]
+    functions = [function for graph in graphs for function in graph.library.function]
+    return {node.op for graph in graphs for node in graph.node} | {
+        node.op for function in functions for node in function.node_def
+    }
+
+
+def test_a_model_with_the_fused_op_is_exported_without_it(fused, tmp_path):
+    model = build("capsnet", implementation="fused")
+    model.export(tmp_path / "fused", verbose=False)
+    assert "Tfinv>DynamicRouting" in operations(tmp_path / "fused")  # else the next line proves nothing
+    export_saved_model(model, tmp_path / "export", NAMES)
+    assert not [name for name in operations(tmp_path / "export") if "Tfinv" in name]
+    assert model.get_layer("class_capsules").implementation == "fused"
+    images = random_images(7)
+    loaded, expected = tf.saved_model.load(str(tmp_path / "export")), model(images)
+    scores = loaded.signatures["classify"](images=tf.constant(images))["scores"]
+    np.testing.assert_allclose(scores, expected["scores"], atol=1e-5)
+    pictures = loaded.signatures["reconstruct"](images=tf.constant(images))["reconstruction"]
+    np.testing.assert_allclose(pictures, expected["reconstruction"], atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "fused"])
+def test_reference_replaces_it_at_any_depth(fused, implementation):
+    inputs = keras.Input((6, 3))
+    inner = keras.Model(inputs, RoutingCapsules(4, 5, implementation=implementation)(inputs), name="inner")
+    outer = keras.Sequential([keras.Input((6, 3)), inner, RoutingCapsules(2, 3, use_bias=True), Length()])
+    copy = with_reference(outer)
+    found = [layer.implementation for layer in copy._flatten_layers() if isinstance(layer, RoutingCapsules)]
+    assert found == ["reference"] * 2
+    assert outer.get_layer("inner").layers[1].implementation == implementation
+    poses = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
+    np.testing.assert_allclose(copy(poses), outer(poses), atol=1e-5)
+    assert with_reference(copy) is copy
+
+
+def test_an_implementation_of_another_library_is_left_alone():
+    @keras.saving.register_keras_serializable(package="elsewhere")
+    class Other(keras.layers.Layer):
+        implementation = "auto"
+
+        def get_config(self):
+            return {**super().get_config(), "implementation": self.implementation}
+
+        @classmethod
+        def from_config(cls, config):
+            return cls(**{key: value for key, value in config.items() if key != "implementation"})
+
+    model = keras.Sequential([keras.Input((3,)), Other()])
+    assert with_reference(model) is model

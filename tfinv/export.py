@@ -1,6 +1,7 @@
 """Exports a trained model as a SavedModel with named endpoints, self-contained and in float32."""
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,6 +11,8 @@ from tfinv.files import replacing
 
 def export_saved_model(model: keras.Model, directory: Path, class_names: tuple[str, ...]) -> None:
     """Writes a SavedModel; an existing one is replaced only when the new one is complete.
+
+    The SavedModel routes by the reference, so that whoever loads it needs TensorFlow only.
 
     Endpoints, each on `images` [N, H, W, C], float32 in 0..1, any N:
         classify: "scores" [N, classes], "class_index" [N], "class_name" [N].
@@ -23,6 +26,7 @@ def export_saved_model(model: keras.Model, directory: Path, class_names: tuple[s
     Raises:
         OSError: If the folder cannot be written.
     """
+    model = with_reference(model)
     images = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")
     names = tf.constant(class_names)
 
@@ -52,3 +56,36 @@ def export_saved_model(model: keras.Model, directory: Path, class_names: tuple[s
             archive.write_out(str(partial), verbose=False)
     except tf.errors.OpError as error:
         raise OSError(f"Cannot write {directory}: {error.message}") from None
+
+
+def with_reference(model: keras.Model) -> keras.Model:
+    """Returns a model with the same weights whose tfinv layers run the reference implementation.
+
+    Args:
+        model: Any model that can be made from its configuration.
+
+    Returns:
+        A copy, or `model` itself if none of its layers chooses an implementation.
+    """
+    config, changed = _with_reference(model.get_config())
+    if not changed:
+        return model
+    copy = model.__class__.from_config(config)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _with_reference(config, of_tfinv: bool = False) -> tuple[Any, bool]:
+    """Returns a configuration with each tfinv layer's implementation "reference", and if that changed it."""
+    if isinstance(config, dict):
+        here = str(config.get("registered_name")).startswith("tfinv>")
+        parts = {key: _with_reference(value, here and key == "config") for key, value in config.items()}
+        copy = {key: part for key, (part, _) in parts.items()}
+        found = any(changed for _, changed in parts.values())
+        if of_tfinv and copy.get("implementation", "reference") != "reference":
+            return copy | {"implementation": "reference"}, True
+        return copy, found
+    if isinstance(config, list | tuple):
+        items = [_with_reference(value) for value in config]
+        return type(config)(part for part, _ in items), any(changed for _, changed in items)
+    return config, False

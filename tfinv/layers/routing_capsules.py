@@ -2,7 +2,7 @@
 
 import keras
 
-from tfinv.ops import Implementation, dynamic_routing
+from tfinv.ops import Implementation, dynamic_routing, runs_fused
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -14,7 +14,9 @@ class RoutingCapsules(keras.layers.Layer):
         pose_dim: Components of a parent pose, D.
         num_iterations: Routing iterations, at least 1.
         use_bias: Whether to learn the initial routing logits [I, J] (zeros otherwise).
-        implementation: "auto", "reference" or "fused".
+        implementation: "auto", "reference" or "fused". Under TensorFlow the fused op has no XLA form: a layer
+            that runs it sets `supports_jit` to False when it is built, and Keras compiles the model
+            without XLA.
         kernel_initializer: Initializer of the transformation matrices [I, J, K, D]; None for a truncated
             normal of standard deviation 0.1. (Keras's Glorot rule would take I and J for a receptive
             field; the article's class capsules then start about 900 times shorter.)
@@ -62,6 +64,8 @@ class RoutingCapsules(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, input_shape):
+        if keras.backend.backend() == "tensorflow" and runs_fused(self.implementation, self.compute_dtype):
+            self.supports_jit = False
         _, children, child_dim = input_shape
         if children is None or child_dim is None:
             raise ValueError(

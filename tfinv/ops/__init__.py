@@ -12,6 +12,7 @@ from tfinv.ops.routing import (
     em_routing,
     em_routing_from_votes,
     resolve_implementation,
+    runs_fused,
 )
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "em_routing_from_votes",
     "length",
     "resolve_implementation",
+    "runs_fused",
     "squash",
 ]

@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -153,7 +154,7 @@ def is_required() -> bool:
 def build_command() -> str:
     """Returns the command line that compiles the library and shows why it cannot; empty without sources."""
     try:
-        return build_module().command(keras.backend.backend())
+        return shlex.join([sys.executable, str(build_module().__file__), keras.backend.backend()])
     except LibraryError:
         return ""
 

@@ -5,8 +5,10 @@ import math
 from functools import cache
 from typing import Literal, get_args
 
+import keras
+
 from tfinv.errors import UsageError
-from tfinv.ops import em_reference, reference
+from tfinv.ops import _library, em_reference, reference
 
 Implementation = Literal["auto", "reference", "fused"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
@@ -20,29 +22,48 @@ _logger = logging.getLogger("tfinv")
 def resolve_implementation(implementation: str = "auto") -> str:
     """Returns the implementation that runs for `implementation`; decided and logged once a process.
 
+    The first call for "auto" or "fused" loads the fused op, and compiles it if it never was.
+
     Args:
-        implementation: "auto", "reference" or "fused".
+        implementation: "reference"; "fused"; or "auto" for the fused op where it can be had. "auto" leaves
+            float64 to the reference, because the fused op computes in float32.
 
     Returns:
         "reference" or "fused".
 
     Raises:
         ValueError: If the value is none of the three.
-        UsageError: If "fused" is asked for and no fused op is built.
+        UsageError: If the fused op cannot be had although "fused" or TFINV_REQUIRE_FUSED=1 asks for it.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"Invalid value for argument implementation. Expected one of {IMPLEMENTATIONS}. "
-            f"Received: implementation={implementation}"
-        )
-    if implementation == "fused":
+    _check_implementation(implementation)
+    if implementation == "reference":
+        return "reference"
+    info = _library.build_info()
+    if info.available:
+        _logger.info("Routing implementation: fused (%s, %s)", info.library, info.isa)
+        return "fused"
+    if implementation == "fused" or (info.failed and _library.is_required()):
+        asked = "implementation='fused'" if implementation == "fused" else "TFINV_REQUIRE_FUSED"
+        build = f"Build it with: {_library.build_command()}. " if info.failed else ""
         raise UsageError(
-            "No fused routing op is available: this version of tfinv contains none. "
-            "Use implementation='reference' or 'auto'."
+            f"No fused routing op is available for {asked}: {info.reason} {build}"
+            "Or use implementation='reference'."
         )
-    if implementation == "auto":
-        _logger.info("Routing implementation: reference (no fused op in this version)")
+    if info.failed:
+        _logger.warning(
+            "Routing implementation: reference, several times slower than the fused op, which is not "
+            "available: %s (TFINV_DISABLE_FUSED=1 silences this.)",
+            info.reason,
+        )
+    else:
+        _logger.info("Routing implementation: reference (%s)", info.reason)
     return "reference"
+
+
+def runs_fused(implementation: str, *dtypes: str) -> bool:
+    """Returns whether the fused op runs for inputs of these types; raises as `resolve_implementation`."""
+    fused = resolve_implementation(implementation) == "fused"
+    return fused and (implementation == "fused" or "float64" not in dtypes)
 
 
 def dynamic_routing(
@@ -76,7 +97,8 @@ def dynamic_routing(
         )
     _check_iterations(num_iterations)
     _check_bias(bias, weights.shape[0], weights.shape[1])
-    resolve_implementation(implementation)
+    if _takes_fused(implementation, poses, weights):
+        return _library.fused_module().dynamic_routing(poses, weights, num_iterations, bias)
     return reference.dynamic_routing(poses, weights, num_iterations, bias)
 
 
@@ -89,19 +111,19 @@ def dynamic_routing_from_votes(
         votes: Votes [B, I, J, D].
         num_iterations: Number of couplings, at least 1; the logits are updated one time fewer.
         bias: Initial routing logits [I, J] (log priors), or None for zeros.
-        implementation: "auto", "reference" or "fused".
+        implementation: "auto" or "reference": the fused op takes poses, and never forms votes.
 
     Returns:
         Parent poses [B, J, D], each of a length in [0, 1).
 
     Raises:
         ValueError: If the rank of `votes` or `bias` does not fit, or `num_iterations` < 1.
-        UsageError: If "fused" is asked for and absent.
+        UsageError: If "fused" is asked for.
     """
     _check_rank("votes", votes, "[B, I, J, D]")
     _check_iterations(num_iterations)
     _check_bias(bias, votes.shape[1], votes.shape[2])
-    resolve_implementation(implementation)
+    _check_votes_implementation(implementation)
     return reference.dynamic_routing_from_votes(votes, num_iterations, bias)
 
 
@@ -162,7 +184,18 @@ def em_routing(
     _check_em(poses, "poses", activations, beta_u, beta_a, parents, (size, size))
     _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
     _check_bias(bias, children, parents)
-    resolve_implementation(implementation)
+    if _takes_fused(implementation, poses, activations, weights):
+        return _library.fused_module().em_routing(
+            poses,
+            activations,
+            weights,
+            em_reference.summed_beta_u(keras.ops.cast(beta_u, "float32"), parents, size * size),
+            beta_a,
+            em_reference.inverse_temperatures(variant, num_iterations, final_inverse_temperature),
+            variant,
+            variance_floor,
+            bias,
+        )
     return em_reference.em_routing(
         poses,
         activations,
@@ -201,14 +234,14 @@ def em_routing_from_votes(
         bias: Initial routing logits [I, J], or None for zeros.
         final_inverse_temperature: Factor on the logit of a parent's activation, above 0.
         variance_floor: Added to each variance of votes, above 0.
-        implementation: "auto", "reference" or "fused".
+        implementation: "auto" or "reference": the fused op takes poses, and never forms votes.
 
     Returns:
         Parent poses [B, J, H] and activations [B, J] in [0, 1].
 
     Raises:
         ValueError: If ranks, sizes, `variant` or a number do not fit.
-        UsageError: If "fused" is asked for and absent.
+        UsageError: If "fused" is asked for.
     """
     _check_rank("votes", votes, "[B, I, J, H]")
     _check_rank("activations", activations, "[B, I]")
@@ -216,7 +249,7 @@ def em_routing_from_votes(
     _check_em(votes, "votes", activations, beta_u, beta_a, parents, (components,))
     _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
     _check_bias(bias, children, parents)
-    resolve_implementation(implementation)
+    _check_votes_implementation(implementation)
     return em_reference.em_routing_from_votes(
         votes,
         activations,
@@ -228,6 +261,30 @@ def em_routing_from_votes(
         final_inverse_temperature,
         variance_floor,
     )
+
+
+def _takes_fused(implementation: str, *tensors) -> bool:
+    """Returns whether the fused op runs; "auto" leaves symbols of Keras, which it cannot take, alone."""
+    if implementation != "fused" and any(isinstance(tensor, keras.KerasTensor) for tensor in tensors):
+        return False
+    return runs_fused(implementation, *(keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors))
+
+
+def _check_implementation(implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"Invalid value for argument implementation. Expected one of {IMPLEMENTATIONS}. "
+            f"Received: implementation={implementation}"
+        )
+
+
+def _check_votes_implementation(implementation: str) -> None:
+    _check_implementation(implementation)
+    if implementation == "fused":
+        raise UsageError(
+            "Invalid value for argument implementation. Expected 'auto' or 'reference': the fused op takes "
+            f"poses and weights, and never forms votes. Received: implementation={implementation}"
+        )
 
 
 def _check_rank(name: str, value, axes: str) -> None:
