@@ -225,7 +225,9 @@ void DynamicExtremes() {
 void EmExtremes() {
   for (EmVariant variant : kVariants)
     for (int iterations = 1; iterations <= 5; ++iterations)
-      for (auto [children, parents, pose_size] : {std::array{19, 5, 4}, {1, 5, 4}, {19, 1, 4}, {9, 4, 3}}) {
+      // Two children: routed evenly they stay so, and what rounding adds grows with every iteration.
+      for (auto [children, parents, pose_size] :
+           {std::array{19, 5, 4}, {1, 5, 4}, {19, 1, 4}, {9, 4, 3}, {2, 2, 5}}) {
         const EmDims dims = EmOf(3, children, parents, pose_size, iterations, variant, 1e-4f);
         for (double scale : {0.0, 1e-3, 1e3}) Check(MakeEm(dims, true, 11, scale));
         EmCase problem = MakeEm(dims, false, 12);
@@ -283,7 +285,7 @@ void Threads() {
     SameOnAnyExecutor(MakeDynamic({1, 129, 5, 7, 9, 2}, bias, 14));
     SameOnAnyExecutor(MakeDynamic({6, 300, 8, 8, 16, 3}, bias, 14));
     for (EmVariant variant : kVariants) {
-      SameOnAnyExecutor(MakeEm(EmOf(33, 18, 7, 4, 2, variant), bias, 15));
+      SameOnAnyExecutor(MakeEm(EmOf(19, 18, 7, 4, 2, variant), bias, 15));
       SameOnAnyExecutor(MakeEm(EmOf(1, 72, 16, 4, 2, variant), bias, 15));
       SameOnAnyExecutor(MakeEm(EmOf(10, 33, 5, 3, 3, variant), bias, 15));
     }
