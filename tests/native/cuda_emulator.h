@@ -169,12 +169,12 @@ inline void RunBlock(size_t shared_bytes) {
     if (machine.order == Order::kShuffled) std::shuffle(turns.begin(), turns.end(), random);
     bool moved = false;
     int waiting = 0, done = 0;
-    for (int index : turns) {
-      Thread& thread = *machine.threads[index];
-      if (thread.state == Thread::kReady) {
-        Resume(index);
-        moved = true;
-      }
+    for (size_t turn = 0; turn < turns.size(); ++turn) {
+      if (machine.threads[turns[turn]]->state != Thread::kReady) continue;
+      Resume(turns[turn]);
+      moved = true;
+      // The first warp goes as far as it can before the next one, unless the turns are shuffled.
+      if (machine.order != Order::kShuffled) turn = turn / kWarpSize * kWarpSize - 1;
     }
     for (int index : turns) {
       waiting += machine.threads[index]->state == Thread::kAtBarrier;
