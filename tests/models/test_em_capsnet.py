@@ -178,13 +178,7 @@ def test_learns_a_few_patterns(variant):
     labels = np.arange(60) % 5
     patterns = random.integers(0, 2, (5, 19, 17, 1))[labels].astype("float32")
     images = np.clip(patterns + random.normal(size=patterns.shape) * 0.1, 0.0, 1.0).astype("float32")
-    model = tiny(
-        variant=variant,
-        primary_channels=4,
-        capsule_channels=(8, 8),
-        decoder_units=(),
-        batch_normalization=variant == "article",
-    )
+    model = tiny(variant=variant, primary_channels=4, capsule_channels=(8, 8), decoder_units=())
     objective = models.objective("em_capsnet", model)
     inputs, targets = objective.adapt(images, labels.astype("int32"))
     objective.model.compile(
