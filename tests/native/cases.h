@@ -149,10 +149,12 @@ constexpr double kAbsolute = 1e-8;
 // A problem may be worse conditioned than that (a coupling about to flip, a variance at its floor). Then the
 // error may be this many times what float costs the plain loops, or what changing the inputs by kNoise
 // changes. kNoise is twice what an exponential may be off by; the largest of a few draws is a rough guess.
-constexpr double kRounding = 16.0, kNoise = 4e-7;
+// The fuzzer, whose thousands of problems meet the rare ones where it is too low, allows more.
+inline double most_rounding = 16.0;
+constexpr double kNoise = 4e-7;
 constexpr int kDraws = 4;
 
-// How the comparisons went; the share that needed kRounding must stay small, or it would hide errors.
+// How the comparisons went; the share that needed most_rounding must stay small, or it would hide errors.
 struct Tally {
   int64_t compared = 0, conditioned = 0;
   double most_rounding = 0;             // largest ratio of error and rounding among the conditioned
@@ -230,7 +232,7 @@ void Compare(const Case& problem, const typename Case::Results& results) {
     ++tally.conditioned;
     if (rounding.empty()) rounding = RoundingOf(problem, truth);
     tally.most_rounding = std::fmax(tally.most_rounding, error / rounding[n]);
-    if (!(error <= kRounding * rounding[n]))
+    if (!(error <= most_rounding * rounding[n]))
       Fail("%s differs by %.3g; largest entry %.3g, rounding %.3g", what.c_str(), error, largest,
            rounding[n]);
   }

@@ -95,6 +95,7 @@ void FuzzEm(Random& random) {
 int Main(uint64_t seed, double seconds) {
   const auto start = std::chrono::steady_clock::now();
   int64_t problems = 0;
+  most_rounding = 64.0;
   do {
     const uint64_t current = seed + static_cast<uint64_t>(problems++);
     Random random(current);
