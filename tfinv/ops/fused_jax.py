@@ -46,7 +46,7 @@ def _load() -> _library.BuildInfo:
     except OSError as error:
         raise _library.LibraryError(f"{path} does not load: {error}") from error
     for op in ("DynamicRouting", "DynamicRoutingGrad", "EmRouting", "EmRoutingGrad"):
-        # A library compiled without CUDA has no handlers for a GPU; XLA then says that the op is missing there.
+        # Compiled without CUDA there are no handlers for a GPU; XLA then says that the op is missing there.
         for device, platform in (("Cpu", "cpu"), ("Cuda", "CUDA")):
             handler = getattr(handlers, f"Tfinv{op}{device}", None)
             if handler is not None:
