@@ -44,7 +44,8 @@ os.environ["KERAS_BACKEND"] = "jax"
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # Of the norm of the tensor. Single precision through exponentials is at some 1e-6. Above that the problem may
-# be ill-conditioned: then so many times what the votes form loses in float32, or to rounded inputs, is granted.
+# be ill-conditioned: then so many times what the votes form loses in float32, or what rounding the inputs
+# changes, is granted.
 PARITY, CONDITIONED, PEERS_AGREE = 2e-5, 16.0, 1e-3
 
 
