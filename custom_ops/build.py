@@ -4,7 +4,7 @@
 
 Prints the path of the library. Standard library only: setup.py and tfinv.ops load this file by its path.
 Environment: CXX, CUDA_HOME, TFINV_CACHE (where libraries are kept), TFINV_CUDA (0: never, 1: must work; else
-where nvcc is found), TFINV_REBUILD (1: compile again, once). On 2 cores 30 s, with CUDA 2 to 3 minutes.
+where nvcc is found), TFINV_REBUILD (1: compile again, once). On 2 cores a minute, with CUDA 3.
 """
 
 import argparse
@@ -266,7 +266,7 @@ def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: d
     """Compiles and links into a scratch folder, then puts the library in its place."""
     with_cuda = f" and CUDA {toolchain.cuda.version}" if toolchain.cuda else ""
     what = f"{facts['binding']} {framework.version}{with_cuda}"
-    about = "3 minutes" if toolchain.cuda else "30 s"
+    about = "3 minutes" if toolchain.cuda else "a minute"
     _say(f"Building tfinv's fused routing ops for {what}, once, about {about} ...")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tfinv-build-") as scratch:
