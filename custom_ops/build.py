@@ -4,7 +4,7 @@
 
 Prints the path of the library. Standard library only: setup.py and tfinv.ops load this file by its path.
 Environment: CXX, CUDA_HOME, TFINV_CACHE (where libraries are kept), TFINV_CUDA (0: never, 1: must work; else
-where nvcc is found), TFINV_REBUILD (1: compile again, once). On 2 cores a minute, with CUDA 3.
+where nvidia-smi and nvcc are), TFINV_REBUILD (1: compile again, once). On 2 cores a minute, with CUDA 3.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def framework_facts(binding: str) -> Framework:
 
 
 def find_toolchain() -> Toolchain:
-    """Finds a C++ compiler and, unless TFINV_CUDA=0, an nvcc.
+    """Finds a C++ compiler and, where TFINV_CUDA or a GPU asks for it, an nvcc.
 
     Raises:
         BuildError: If there is no compiler, or no nvcc although TFINV_CUDA=1.
@@ -184,7 +184,7 @@ def find_toolchain() -> Toolchain:
     compiler = next((found for name in names if (found := shutil.which(name))), None)
     if compiler is None:
         raise BuildError(f"No C++ compiler found ({', '.join(names)}). Install g++ or clang++, or set CXX.")
-    asked = os.environ.get("TFINV_CUDA", "")
+    asked = os.environ.get("TFINV_CUDA") or ("" if shutil.which("nvidia-smi") else "0")
     cuda = None if asked == "0" else find_cuda()
     if asked == "1" and cuda is None:
         raise BuildError("TFINV_CUDA=1, but no nvcc works. Set CUDA_HOME or pip install 'tfinv[cuda-build]'.")

@@ -8,7 +8,6 @@ import pytest
 
 from tests.backend import array, gradients, tensor
 from tfinv import layers
-from tfinv.errors import UsageError
 from tfinv.ops import dynamic_routing
 
 RANDOM = np.random.default_rng(0)
@@ -324,8 +323,6 @@ def test_routing_capsules_regularizer_counts_in_the_losses():
 def test_routing_capsules_errors():
     with pytest.raises(ValueError, match=r"known number.*input_shape=\(None, None, 3\)"):
         layers.RoutingCapsules(5, 4).build((None, None, 3))
-    with pytest.raises(UsageError, match="fused"):
-        call(layers.RoutingCapsules(5, 4, implementation="fused"), [POSES])
 
 
 @pytest.mark.parametrize(

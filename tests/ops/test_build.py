@@ -263,7 +263,9 @@ def cuda_fixture(tree):
     (tree.folder / "core" / "kernel.cu").write_text(
         'extern "C" int cudaLaunch();\nextern "C" int on_gpu() { return cudaLaunch(); }'
     )
-    tree.environment |= {"TFINV_CUDA": "", "CUDA_HOME": str(top)}
+    # What tells of a GPU.
+    path = os.pathsep.join([str(tree.script("gpu/nvidia-smi", "#!/bin/sh").parent), os.environ["PATH"]])
+    tree.environment |= {"TFINV_CUDA": "", "CUDA_HOME": str(top), "PATH": path}
     return top
 
 
@@ -297,6 +299,13 @@ def test_without_nvcc_there_is_a_library_for_the_cpu(tree, cuda):
     environment = {"PATH": path, "CUDA_HOME": "", "CUDA_PATH": ""}
     assert "no nvcc works" in tree.failure(TFINV_CUDA="1", **environment)
     assert facts(tree.build(**environment))["cuda"] == ""
+
+
+def test_without_a_gpu_nvcc_is_asked_for_by_name(tree, cuda):
+    folders = os.environ["PATH"].split(os.pathsep)
+    path = os.pathsep.join(folder for folder in folders if not os.path.exists(f"{folder}/nvidia-smi"))
+    assert facts(tree.build(PATH=path))["cuda"] == ""
+    assert facts(tree.build(PATH=path, TFINV_CUDA="1"))["cuda"] == "13.0.88"
 
 
 def test_a_failing_nvcc_costs_only_the_gpu(tree, cuda):
