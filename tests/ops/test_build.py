@@ -349,6 +349,7 @@ def routed_fixture(monkeypatch, tmp_path):
 def forget():
     routing.resolve_implementation.cache_clear()
     _library.build_info.cache_clear()
+    _library.fused_module.cache_clear()
 
 
 needs_binding = pytest.mark.skipif(BACKEND not in _library.MODULES, reason="no fused ops for this backend")

@@ -129,6 +129,7 @@ def build_info() -> BuildInfo:
         return BuildInfo(False, str(error), failed=not isinstance(error, UnwantedError))
 
 
+@cache  # AutoGraph leaves a cached function alone, and cannot convert an import
 def fused_module() -> ModuleType:
     """Returns the module with the fused functions of the Keras backend; loads no library.
 
