@@ -203,8 +203,10 @@ def test_routing_equals_the_oracle(shape, biased, variant):
     values = problem(shape)
     results = expected_of(values, 5, variant, biased, floor=1e-3)
     for iterations, expected in enumerate(results, start=1):
-        for function in (route, route_votes):
-            found = function(values, iterations, variant, biased, variance_floor=1e-3)
+        for function, implementation in ((route, "reference"), (route, "auto"), (route_votes, "reference")):
+            found = function(
+                values, iterations, variant, biased, variance_floor=1e-3, implementation=implementation
+            )
             for part, want in zip(found, expected, strict=True):
                 # float32 against float64, through five rounds of exponentials; measured below 1.2e-4.
                 np.testing.assert_allclose(array(part), want, atol=3e-4)
@@ -392,21 +394,26 @@ EXTREME_CASES = [(name, (2, 9, 5, 4)) for name in EXTREMES] + [
 ]
 
 
+@pytest.mark.parametrize("implementation", ["reference", "auto"])
 @pytest.mark.parametrize("variant", EM_VARIANTS)
 @pytest.mark.parametrize("name, shape", EXTREME_CASES, ids=str)
-def test_extremes_give_finite_values_and_gradients(name, shape, variant):
+def test_extremes_give_finite_values_and_gradients(name, shape, variant, implementation):
     values = problem(shape)
     EXTREMES[name](values)
     votes = all_votes(values["poses"], values["weights"]).reshape(*shape[:3], shape[3], shape[3])
     slack = 1e-5 * np.abs(votes).max()
+
+    def routed(given, iterations):
+        return route(given, iterations, variant, final=0.01, implementation=implementation)
+
     for iterations in range(1, 6):
 
         def score(*tensors, iterations=iterations):
             given = dict(zip(values, tensors, strict=True))
-            poses, activations = route(given, iterations, variant, final=0.01)
+            poses, activations = routed(given, iterations)
             return ops.sum(poses) + ops.sum(activations)
 
-        poses, activations = (array(part) for part in route(values, iterations, variant, final=0.01))
+        poses, activations = (array(part) for part in routed(values, iterations))
         assert np.isfinite(poses).all() and np.isfinite(activations).all()
         assert activations.min() >= 0.0 and activations.max() <= 1.0 + 1e-6
         # A mean lies among the votes.
@@ -421,9 +428,11 @@ def test_float32_stays_near_double_precision_at_every_scale(scale):
     values["poses"] *= scale
     for variant in EM_VARIANTS:
         expected = expected_of(values, 3, variant, final=0.01)[-1]
-        poses, activations = (array(part) for part in route(values, 3, variant, final=0.01))
-        np.testing.assert_allclose(poses, expected[0], atol=1e-4 * scale)
-        np.testing.assert_allclose(activations, expected[1], atol=1e-4)
+        for implementation in ("reference", "auto"):
+            found = route(values, 3, variant, final=0.01, implementation=implementation)
+            poses, activations = (array(part) for part in found)
+            np.testing.assert_allclose(poses, expected[0], atol=1e-4 * scale)
+            np.testing.assert_allclose(activations, expected[1], atol=1e-4)
 
 
 # Other dtypes
@@ -529,14 +538,3 @@ def test_routing_of_symbolic_tensors_leaves_the_batch_open():
     shapes = {**EM_SHAPES, "poses": (None, 7, 2, 2), "activations": (None, 7)}
     found = em_routing(**{name: keras.KerasTensor(shape) for name, shape in shapes.items()})
     assert [tuple(part.shape) for part in found] == [(None, 5, 2, 2), (None, 5)]
-
-
-def test_the_reference_can_be_asked_for():
-    values = problem((3, 7, 5, 2))
-    for function in (route, route_votes):
-        for part, want in zip(
-            function(values, 2, "article", implementation="reference"),
-            function(values, 2, "article"),
-            strict=True,
-        ):
-            np.testing.assert_allclose(array(part), array(want), atol=1e-5)

@@ -3,7 +3,7 @@
 import keras
 
 from tfinv.layers._checks import check_at_least_one
-from tfinv.ops import EM_VARIANTS
+from tfinv.ops import EM_VARIANTS, IMPLEMENTATIONS
 
 
 class EMLayer(keras.layers.Layer):
@@ -21,6 +21,11 @@ class EMLayer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         check_at_least_one(num_iterations=num_iterations)
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"Invalid value for argument implementation. Expected one of {IMPLEMENTATIONS}. "
+                f"Received: implementation={implementation}"
+            )
         if variant not in EM_VARIANTS:
             raise ValueError(
                 f"Invalid value for argument variant. Expected one of {EM_VARIANTS}. "
@@ -55,7 +60,6 @@ class EMLayer(keras.layers.Layer):
             "num_iterations": self.num_iterations,
             "variant": self.variant,
             "final_inverse_temperature": self.final_inverse_temperature,
-            "implementation": self.implementation,
         }
 
     def get_config(self):

@@ -5,7 +5,7 @@ from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._em_layer import EMLayer, capsule_sizes
-from tfinv.ops import EmVariant, Implementation, em_routing
+from tfinv.ops import EmVariant, Implementation, em_routing, runs_fused
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -23,7 +23,8 @@ class ConvEMCapsules(EMLayer):
         variant: "hinton2018" or "article"; see `tfinv.ops.em_routing`. The latter has one beta_u a
             component of the pose, the former one a parent.
         final_inverse_temperature: Factor on the logit of a parent's activation.
-        implementation: "auto", "reference" or "fused".
+        implementation: "auto", "reference" or "fused". Under TensorFlow a layer that runs the fused op, which
+            has no XLA form, sets `supports_jit` to False when it is built.
         kernel_initializer: Initializer of the transformation matrices [I, J, P, P]; None for a truncated
             normal of standard deviation 1.
         kernel_regularizer: Regularizer of the transformation matrices.
@@ -67,6 +68,8 @@ class ConvEMCapsules(EMLayer):
         self.strides = strides
 
     def build(self, input_shape):
+        if keras.backend.backend() == "tensorflow" and runs_fused(self.implementation, self.compute_dtype):
+            self.supports_jit = False
         channels, pose_size = capsule_sizes(self, input_shape)
         self._map_size(input_shape[0])
         children = self.kernel_size * self.kernel_size * channels
@@ -81,6 +84,7 @@ class ConvEMCapsules(EMLayer):
             ops.reshape(self._patches(poses), (-1, children, size, size)),
             ops.reshape(self._patches(activations), (-1, children)),
             ops.convert_to_tensor(self.kernel),
+            implementation=self.implementation,
             **self.routing_arguments(),
         )
         return (

@@ -24,7 +24,8 @@ class EMCapsules(EMLayer):
             each position by themselves and averages poses and activations over the positions. See also
             `tfinv.ops.em_routing`.
         final_inverse_temperature: Factor on the logit of a parent's activation.
-        implementation: "auto", "reference" or "fused".
+        implementation: "auto", "reference" or "fused", the same choice as for other layers. The coordinates
+            change the votes, which the fused op never forms: this layer runs the reference in any case.
         kernel_initializer: Initializer of the transformation matrices [C, J, P, P]; None for a truncated
             normal of standard deviation 1.
         kernel_regularizer: Regularizer of the transformation matrices.
@@ -84,6 +85,7 @@ class EMCapsules(EMLayer):
             routed, active = em_routing_from_votes(
                 ops.reshape(votes, (-1, channels, self.num_capsules, components)),
                 ops.reshape(activations, (-1, channels)),
+                implementation="reference",
                 **self.routing_arguments(),
             )
             routed = ops.reshape(routed, (-1, height * width, self.num_capsules, components))
@@ -93,6 +95,7 @@ class EMCapsules(EMLayer):
         return em_routing_from_votes(
             ops.reshape(votes, (-1, children, self.num_capsules, components)),
             ops.reshape(activations, (-1, children)),
+            implementation="reference",
             **self.routing_arguments(),
         )
 
