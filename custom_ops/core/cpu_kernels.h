@@ -36,9 +36,10 @@ struct DynamicPass {
   const float* agreed;      // packed [J, D]: v_1 + ... + v_{t-1}
   const float* dsums;       // packed [J, D]: gradient of sums_t
   float* partial;           // packed [J, D]: the pass's sum over its children
-  float* coupling;          // [CoefficientRow][coefficient_stride]: coupling_t of the samples, written by `agree`
-  float* dlogits;           // [CoefficientRow][coefficient_stride]: gradient of logits_t, written by `agree`
-  int64_t coefficient_stride;
+  // Written by `agree`: coupling_t and, behind it, the gradient of logits_t, for each pair and vector.
+  float* coefficients;        // [CoefficientRow][vector][iteration][2][lane], from this iteration on
+  int64_t row_stride;         // floats from one row to the next
+  int64_t vector_stride;      // floats from one vector to the next
   float* scratch;           // of at least the floats that scratch_floats tells
 };
 
@@ -46,11 +47,9 @@ struct DynamicPass {
 struct DynamicScatter {
   DynamicPass pass;             // children, samples, poses, weights; the rest unused
   int iterations;
-  bool uniform_start;           // no bias: coupling_1 is a constant, already in dsums[0]
-  const float* const* agreed;   // [R] packed states; [0] unused
+  bool uniform_start;           // no bias: coupling_1 is a constant, already in dsums[0], and has no coefficients
+  const float* const* agreed;   // [R] packed states
   const float* const* dsums;    // [R]
-  const float* const* coupling; // [R] as in DynamicPass; [0] unused with a uniform start
-  const float* const* dlogits;  // [R]
   bool accumulate;              // add to dweights and dbias instead of writing them
   float* dposes;                // packed [vector][I][K][lane]
   float* dweights;              // [I, J, K, D]

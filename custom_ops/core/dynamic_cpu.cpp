@@ -49,8 +49,7 @@ class Block {
       own.agreed += vector * stride;
       if (own.dsums) own.dsums += vector * stride;
       own.partial = partial.get() + (part * vectors + vector) * stride;
-      if (own.coupling) own.coupling += vector * lanes;
-      if (own.dlogits) own.dlogits += vector * lanes;
+      if (own.coefficients) own.coefficients += vector * own.vector_stride;
       Buffer scratch(kernels.route_scratch(own));
       own.scratch = scratch.get();
       kernel(own);
@@ -189,11 +188,13 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
   for (int64_t first = 0; first < dims.batch; first += at_once) {
     Block block(dims, first, std::min(at_once, dims.batch - first), executor);
     const Buffer packed = block.PackPoses(poses);
-    const int64_t coefficient_stride = Ceil(block.vectors * block.lanes, kPad) * kPad;
+    // The first iteration has coefficients only if a bias makes its coupling depend on the pair.
+    const int64_t start = bias ? 0 : 1;
+    const int64_t vector_stride = 2 * (steps - start) * block.lanes, row_stride = block.vectors * vector_stride;
+    const Buffer coefficients(Ceil(dims.children, kChildrenTogether) * kChildrenTogether * dims.parents * row_stride);
 
     // What forward knew: sums_t, and agreed_t = v_1 + ... + v_{t-1}.
-    std::vector<float*> states(steps), agreed(steps), dsums(steps), coupling(steps), dlogits(steps);
-    std::vector<Buffer> coefficients;
+    std::vector<float*> states(steps), agreed(steps), dsums(steps);
     for (int64_t t = 0; t < steps; ++t) {
       states[t] = block.NewState();
       PackState(block, sums + t * dims.batch * block.components, states[t]);
@@ -214,16 +215,12 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
       const bool uniform = t == 0 && !bias;
       SquashGradient(block, states[t], dsums[t], uniform ? 1.0f / static_cast<float>(dims.parents) : 1.0f);
       if (uniform) break;
-      for (float** target : {&coupling[t], &dlogits[t]}) {
-        coefficients.emplace_back(Ceil(dims.children, kChildrenTogether) * kChildrenTogether * dims.parents * coefficient_stride);
-        *target = coefficients.back().get();
-      }
       DynamicPass pass = block.Pass(packed.get(), weights, bias);
       pass.agreed = agreed[t];
       pass.dsums = dsums[t];
-      pass.coupling = coupling[t];
-      pass.dlogits = dlogits[t];
-      pass.coefficient_stride = coefficient_stride;
+      pass.coefficients = coefficients.get() + 2 * (t - start) * block.lanes;
+      pass.row_stride = row_stride;
+      pass.vector_stride = vector_stride;
       block.Run(block.kernels.agree, pass, t > 0 ? total : nullptr);
       if (t > 0)
         for (int64_t index = 0; index < block.vectors * block.stride; ++index) dagreed[index] += total[index];
@@ -236,13 +233,12 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
       scatter.pass.first_child = part * block.range;
       scatter.pass.last_child = std::min(dims.children, scatter.pass.first_child + block.range);
       scatter.pass.vectors = block.vectors;
-      scatter.pass.coefficient_stride = coefficient_stride;
+      scatter.pass.coefficients = coefficients.get();
+      scatter.pass.row_stride = row_stride;
       scatter.iterations = dims.iterations;
       scatter.uniform_start = !bias;
       scatter.agreed = agreed.data();
       scatter.dsums = dsums.data();
-      scatter.coupling = coupling.data();
-      scatter.dlogits = dlogits.data();
       scatter.accumulate = first > 0;
       scatter.dposes = packed_gradient.get();
       scatter.dweights = dweights;
