@@ -141,7 +141,10 @@ def evaluate(
     label = stored.label if stored else model.stem
     if model.name == runs.BEST_MODEL:
         name, label = f"{name} (best epoch)", f"{label} (best epoch)"
-    provenance = Provenance(name, label, data.name, chosen.name, seed, _implementation(stored))
+    implementation = _implementation(stored)
+    if model.is_dir() and implementation:
+        implementation = "reference"  # what an export holds, whatever the network was trained with
+    provenance = Provenance(name, label, data.name, chosen.name, seed, implementation)
     if output is None:
         rows = evaluation.evaluate_invariance(loaded, chosen, settings.repeats, seed, data, limit, provenance)
     else:

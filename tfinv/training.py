@@ -104,7 +104,7 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
     optimizer.build(objective.model.trainable_variables)
     checkpoint = Checkpoint(directory, model, config.run_id)
     start = checkpoint.restore(objective.model)
-    callbacks: list[keras.callbacks.Callback] = [checkpoint]
+    callbacks: list[keras.callbacks.Callback] = [*objective.callbacks, checkpoint]
     if training.tensorboard:
         callbacks.insert(0, keras.callbacks.TensorBoard(directory / "tensorboard"))
     if start < training.epochs:

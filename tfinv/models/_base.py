@@ -37,12 +37,14 @@ class Objective:
         loss: Loss by name of the output.
         loss_weights: Weight of each loss by name of the output.
         adapt: Maps a batch (images [N, H, W, C], labels [N]) to the (inputs, targets) of `model`.
+        callbacks: What else `fit` calls; what they do must depend on epoch and step alone, to be resumable.
     """
 
     model: keras.Model
     loss: dict[str, keras.losses.Loss]
     loss_weights: dict[str, float]
     adapt: Callable[[Any, Any], tuple[Any, Any]]
+    callbacks: tuple[keras.callbacks.Callback, ...] = ()
 
 
 def classification(model: keras.Model) -> Objective:
