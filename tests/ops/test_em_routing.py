@@ -422,6 +422,25 @@ def test_extremes_give_finite_values_and_gradients(name, shape, variant, impleme
             assert np.isfinite(gradient).all(), which
 
 
+@pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+def test_logits_too_large_for_fractions_still_make_probabilities(variant, implementation):
+    values = problem((3, 7, 5, 2))
+    found, expected = (
+        route({**values, "bias": np.full((7, 5), level)}, 2, variant, implementation=implementation)
+        for level in (1e8, 0.0)
+    )
+    for part, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array(part), array(want), atol=1e-5)
+    # A parent that no child wants still has a mean among the votes for it, here all the same.
+    values["poses"][:] = values["poses"][:, :1]
+    values["weights"][:] = values["weights"][:1]
+    values["bias"] = np.zeros((7, 5)) - 1e8 * (np.arange(5) == 2)
+    poses = array(route(values, 1, variant, implementation=implementation)[0])
+    votes = all_votes(values["poses"], values["weights"])
+    np.testing.assert_allclose(poses.reshape(3, 5, 4), votes[:, 0], atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_float32_stays_near_double_precision_at_every_scale(scale):
     values = problem((3, 17, 5, 4))
