@@ -101,9 +101,14 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
 
 
 def objective(model: keras.Model) -> Objective:
-    """Spread loss, plus the error of the image decoded from the capsule of the true class."""
+    """Spread loss, plus the error of the image decoded from the capsule of the true class.
+
+    The margin of the spread loss rises from 0.2 to 0.9 over the first fifth of the epochs.
+    """
+    spread = SpreadLoss()
+    callbacks = (MarginSchedule(spread),)
     if "reconstruction" not in model.output:
-        return dataclasses.replace(classification(model), loss={"scores": SpreadLoss()})
+        return dataclasses.replace(classification(model), loss={"scores": spread}, callbacks=callbacks)
     labels = keras.Input((), dtype="int32", name="labels")
     poses, _ = model.get_layer("class_capsules").output
     reconstruction = model.get_layer("decoder")(ClassMask(name="label_mask")([poses, labels]))
@@ -114,18 +119,14 @@ def objective(model: keras.Model) -> Objective:
     )
     return Objective(
         training_model,
-        {"scores": SpreadLoss(), "reconstruction": keras.losses.MeanSquaredError()},
+        {"scores": spread, "reconstruction": keras.losses.MeanSquaredError()},
         {"scores": 1.0, "reconstruction": RECONSTRUCTION_WEIGHT * math.prod(model.input.shape[1:])},
         lambda images, labels: (
             {"images": images, "labels": labels},
             {"scores": labels, "reconstruction": images},
         ),
+        callbacks,
     )
-
-
-def callbacks(objective: Objective) -> list[keras.callbacks.Callback]:
-    """The margin of the spread loss rises from 0.2 to 0.9 over the first fifth of the epochs."""
-    return [MarginSchedule(objective.loss["scores"])]
 
 
 PRESETS = {
