@@ -5,7 +5,6 @@ Reference:
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import keras
@@ -15,6 +14,7 @@ from tfinv.config import EvaluationConfig, TrainingConfig
 from tfinv.layers import ClassMask, Length, PrimaryCapsules, RoutingCapsules
 from tfinv.losses import MarginLoss
 from tfinv.models._base import Objective, Preset, classification
+from tfinv.models._decoder import build_decoder
 from tfinv.ops import Implementation
 
 # The paper sums squared errors over 784 pixels and scales by 0.0005; on the mean that is 0.392.
@@ -61,18 +61,9 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
     )(primary)
     outputs = {"scores": Length(dtype="float32", name="scores")(poses)}
     if config.decoder_units:
-        decoder = _decoder(config.decoder_units, num_classes * config.class_pose_dim, input_shape)
+        decoder = build_decoder(config.decoder_units, num_classes * config.class_pose_dim, input_shape)
         outputs["reconstruction"] = decoder(ClassMask(name="class_mask")(poses))
     return keras.Model(images, outputs, name="capsnet")
-
-
-def _decoder(hidden: tuple[int, ...], code_size: int, image_shape: tuple[int, int, int]) -> keras.Model:
-    code = keras.Input((code_size,), name="masked_poses")
-    values = code
-    for units in hidden:
-        values = layers.Dense(units, activation="relu")(values)
-    values = layers.Dense(math.prod(image_shape), activation="sigmoid", dtype="float32")(values)
-    return keras.Model(code, layers.Reshape(image_shape, dtype="float32")(values), name="decoder")
 
 
 def objective(model: keras.Model) -> Objective:
