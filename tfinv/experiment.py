@@ -141,9 +141,7 @@ def evaluate(
     label = stored.label if stored else model.stem
     if model.name == runs.BEST_MODEL:
         name, label = f"{name} (best epoch)", f"{label} (best epoch)"
-    implementation = _implementation(stored)
-    if model.is_dir() and implementation:
-        implementation = "reference"  # what an export holds, whatever the network was trained with
+    implementation = _implementation(stored, exported=model.is_dir())
     provenance = Provenance(name, label, data.name, chosen.name, seed, implementation)
     if output is None:
         rows = evaluation.evaluate_invariance(loaded, chosen, settings.repeats, seed, data, limit, provenance)
@@ -201,7 +199,7 @@ def _run_of(model: Path) -> tuple[Path, RunConfig | None]:
     return model.parent, None
 
 
-def _implementation(config: RunConfig | None) -> str:
-    """Returns what the routing of a network runs on; empty if it has none."""
+def _implementation(config: RunConfig | None, exported: bool = False) -> str:
+    """Returns what the routing of a network runs on, an export on the reference; empty if it has none."""
     asked = getattr(config.model, "implementation", None) if config else None
-    return ops.resolve_implementation(asked) if asked else ""
+    return ops.resolve_implementation("reference" if exported else asked) if asked else ""

@@ -2,6 +2,7 @@
 
 import keras
 
+from tfinv.layers._checks import check_at_least_one
 from tfinv.ops import squash
 
 
@@ -38,11 +39,7 @@ class PrimaryCapsules(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, value in (("channels", channels), ("pose_dim", pose_dim)):
-            if value < 1:
-                raise ValueError(
-                    f"Invalid value for argument {name}. Expected at least 1. Received: {name}={value}"
-                )
+        check_at_least_one(channels=channels, pose_dim=pose_dim)
         self.channels = channels
         self.pose_dim = pose_dim
         self.convolution = keras.layers.Conv2D(

@@ -2,6 +2,7 @@
 
 import keras
 
+from tfinv.layers._checks import check_at_least_one
 from tfinv.ops import Implementation, dynamic_routing, runs_fused
 
 
@@ -44,15 +45,7 @@ class RoutingCapsules(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, value in (
-            ("num_capsules", num_capsules),
-            ("pose_dim", pose_dim),
-            ("num_iterations", num_iterations),
-        ):
-            if value < 1:
-                raise ValueError(
-                    f"Invalid value for argument {name}. Expected at least 1. Received: {name}={value}"
-                )
+        check_at_least_one(num_capsules=num_capsules, pose_dim=pose_dim, num_iterations=num_iterations)
         self.num_capsules = num_capsules
         self.pose_dim = pose_dim
         self.num_iterations = num_iterations

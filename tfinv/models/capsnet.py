@@ -4,7 +4,6 @@ Reference:
     Sabour et al. 2017, "Dynamic Routing Between Capsules", figures 1 and 2.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import keras
@@ -13,8 +12,8 @@ from keras import layers
 from tfinv.config import EvaluationConfig, TrainingConfig
 from tfinv.layers import ClassMask, Length, PrimaryCapsules, RoutingCapsules
 from tfinv.losses import MarginLoss
-from tfinv.models._base import Objective, Preset, classification
-from tfinv.models._decoder import build_decoder
+from tfinv.models._base import Objective, Preset
+from tfinv.models._decoder import build_decoder, reconstructing_objective
 from tfinv.ops import Implementation
 
 # The paper sums squared errors over 784 pixels and scales by 0.0005; on the mean that is 0.392.
@@ -68,25 +67,8 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
 
 def objective(model: keras.Model) -> Objective:
     """Margin loss, plus the error of the image decoded from the capsule of the true class."""
-    if "reconstruction" not in model.output:
-        return dataclasses.replace(classification(model), loss={"scores": MarginLoss()})
-    labels = keras.Input((), dtype="int32", name="labels")
     poses = model.get_layer("class_capsules").output
-    reconstruction = model.get_layer("decoder")(ClassMask(name="label_mask")([poses, labels]))
-    training_model = keras.Model(
-        {"images": model.input, "labels": labels},
-        {"scores": model.get_layer("scores").output, "reconstruction": reconstruction},
-        name="capsnet_training",
-    )
-    return Objective(
-        training_model,
-        {"scores": MarginLoss(), "reconstruction": keras.losses.MeanSquaredError()},
-        {"scores": 1.0, "reconstruction": RECONSTRUCTION_WEIGHT},
-        lambda images, labels: (
-            {"images": images, "labels": labels},
-            {"scores": labels, "reconstruction": images},
-        ),
-    )
+    return reconstructing_objective(model, poses, MarginLoss(), RECONSTRUCTION_WEIGHT)
 
 
 PRESETS = {

@@ -4,7 +4,6 @@ Reference:
     Hinton et al. 2018, "Matrix capsules with EM routing", figure 1 and section 4.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ from tfinv.config import EvaluationConfig, TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.layers import ClassMask, ConvEMCapsules, EMCapsules, PrimaryMatrixCapsules
 from tfinv.losses import SpreadLoss
-from tfinv.models._base import Objective, Preset, classification
-from tfinv.models._decoder import build_decoder
+from tfinv.models._base import Objective, Preset
+from tfinv.models._decoder import build_decoder, reconstructing_objective
 from tfinv.models._margin_schedule import MarginSchedule
 from tfinv.ops import EmVariant, Implementation
 
@@ -106,27 +105,9 @@ def objective(model: keras.Model) -> Objective:
     The margin of the spread loss rises from 0.2 to 0.9 over the first fifth of the epochs.
     """
     spread = SpreadLoss()
-    callbacks = (MarginSchedule(spread),)
-    if "reconstruction" not in model.output:
-        return dataclasses.replace(classification(model), loss={"scores": spread}, callbacks=callbacks)
-    labels = keras.Input((), dtype="int32", name="labels")
     poses, _ = model.get_layer("class_capsules").output
-    reconstruction = model.get_layer("decoder")(ClassMask(name="label_mask")([poses, labels]))
-    training_model = keras.Model(
-        {"images": model.input, "labels": labels},
-        {"scores": model.get_layer("scores").output, "reconstruction": reconstruction},
-        name="em_capsnet_training",
-    )
-    return Objective(
-        training_model,
-        {"scores": spread, "reconstruction": keras.losses.MeanSquaredError()},
-        {"scores": 1.0, "reconstruction": RECONSTRUCTION_WEIGHT * math.prod(model.input.shape[1:])},
-        lambda images, labels: (
-            {"images": images, "labels": labels},
-            {"scores": labels, "reconstruction": images},
-        ),
-        callbacks,
-    )
+    weight = RECONSTRUCTION_WEIGHT * math.prod(model.input.shape[1:])
+    return reconstructing_objective(model, poses, spread, weight, (MarginSchedule(spread),))
 
 
 PRESETS = {
