@@ -320,3 +320,17 @@ def test_full_disk_keeps_the_earlier_checkpoint(start_script, finished, tmp_path
         assert after[name] == before[name]
     train("--dataset", data, "--resume", "--epochs", 2)
     assert len(pd.read_csv(tmp_path / "out" / RUN_ID / runs.HISTORY)) == 2
+
+
+# Any model
+
+
+def test_any_model_is_trained_by_name(digits_npz, tmp_path):
+    arguments = ["--dataset", str(digits_npz), "--output", str(tmp_path), *SMALL, *FAST]
+    cli.train_any("Trains.", ["cnn", *arguments])
+    assert (tmp_path / RUN_ID / runs.MODEL).is_file()
+
+
+@pytest.mark.parametrize("arguments", [["cmm", "--epochs", "1"], [], ["--epochs", "1"]])
+def test_model_that_is_missing_or_unknown_is_named(failure, arguments):
+    assert all(name in failure(cli.train_any, "Trains.", arguments) for name in models.available())

@@ -194,8 +194,18 @@ def test_mixed_precision_trains_and_saves_float32(train, tmp_path, digits):
 # What a run leaves behind
 
 
-@pytest.mark.parametrize("key", ["loss", "val_loss"])
-def test_best_model_is_that_of_the_best_epoch(tmp_path, key):
+@pytest.mark.parametrize(
+    ("key", "best_by"),
+    [
+        ("loss", "loss"),
+        ("val_loss", "loss"),
+        ("scores_accuracy", "accuracy"),
+        ("accuracy", "accuracy"),
+        ("val_scores_accuracy", "accuracy"),
+    ],
+)
+def test_best_model_is_that_of_the_best_epoch(tmp_path, key, best_by):
+    sign = 1 if best_by == "loss" else -1
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.compile(training.make_optimizer(TrainingConfig(), 1))
     model.optimizer.build(model.trainable_variables)
@@ -205,12 +215,14 @@ def test_best_model_is_that_of_the_best_epoch(tmp_path, key):
         for epoch, value in values:
             model.set_weights([np.full((1, 1), float(epoch))])
             checkpoint.on_epoch_begin(epoch)
-            checkpoint.on_epoch_end(epoch, {"loss": -epoch, key: value})
+            # What must not choose says the opposite: the loss falls, the training accuracy rises.
+            logs = {"loss": -epoch, key.removeprefix("val_"): -sign * epoch, key: sign * value}
+            checkpoint.on_epoch_end(epoch, logs)
         return float(keras.models.load_model(tmp_path / runs.BEST_MODEL).get_weights()[0][0, 0])
 
-    first = training.Checkpoint(tmp_path, model, "run")
+    first = training.Checkpoint(tmp_path, model, "run", best_by)
     assert after_epochs(first, [(0, 3.0), (1, 1.0), (2, 2.0)]) == 1
-    resumed = training.Checkpoint(tmp_path, model, "run")
+    resumed = training.Checkpoint(tmp_path, model, "run", best_by)
     assert resumed.restore(model) == 3 and model.get_weights()[0] == 2
     assert after_epochs(resumed, [(3, 1.5)]) == 1, "a resumed run forgot its best epoch"
     assert after_epochs(resumed, [(4, 0.5)]) == 4

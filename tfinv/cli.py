@@ -91,6 +91,31 @@ def train(model_name: str, default_preset: str, description: str, arguments: lis
     )
 
 
+def train_any(description: str, arguments: list[str] | None = None) -> None:
+    """Runs the command line of a training script whose first argument names the model.
+
+    Without `--preset` it is the preset "quick", or the model's first.
+
+    Args:
+        description: Text of `--help`.
+        arguments: Command line; the process's own by default.
+    """
+    quiet_tensorflow()
+    from tfinv import models
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    known = f"Models: {', '.join(models.available())}"
+    if not arguments or arguments[0].startswith("-"):
+        print(f"{description}\n{known}")
+        if not {"-h", "--help"} & set(arguments):
+            _fail(f"Name a model first. {known}")
+        return
+    name = arguments[0]
+    presets: list[str] = []
+    guarded(lambda: presets.extend(models.get_model(name).PRESETS))
+    train(name, "quick" if "quick" in presets else presets[0], description, arguments[1:])
+
+
 def _train(model_name: str, default_preset: str, description: str, arguments: list[str]) -> None:
     from tfinv import experiment, models, training
     from tfinv.config import RunConfig

@@ -102,7 +102,7 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
     optimizer.build(objective.model.trainable_variables)
-    checkpoint = Checkpoint(directory, model, config.run_id)
+    checkpoint = Checkpoint(directory, model, config.run_id, objective.best_by)
     start = checkpoint.restore(objective.model)
     callbacks: list[keras.callbacks.Callback] = [*objective.callbacks, checkpoint]
     if training.tensorboard:
@@ -150,11 +150,12 @@ class Checkpoint(keras.callbacks.Callback):
     weight files leave out. `keras.callbacks.BackupAndRestore` would redraw the dropout of a resumed run.
     """
 
-    def __init__(self, directory: Path, prediction_model: keras.Model, run_id: str):
+    def __init__(self, directory: Path, prediction_model: keras.Model, run_id: str, best_by: str = "loss"):
         super().__init__()
         self._directory = directory
         self._prediction_model = prediction_model
         self._run_id = run_id
+        self._best_by = best_by
         self._history: list[dict[str, Any]] = []
         self._epoch_start = 0.0
 
@@ -194,13 +195,19 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{row['learning_rate']:g}. The epochs before it are kept; start again with a lower "
                 "--learning-rate and --overwrite."
             )
-        loss = [past.get("val_loss", past["loss"]) for past in self._history]
-        improved = row.get("val_loss", row["loss"]) < min(loss, default=np.inf)
+        improved = self._merit(row) > max(map(self._merit, self._history), default=-np.inf)
         self._history.append(row)
         if improved:
             save_model(self._prediction_model, self._directory / runs.BEST_MODEL)
         results.write_csv(self._directory / runs.HISTORY, pd.DataFrame(self._history))
         self._save()
+
+    def _merit(self, row: dict[str, Any]) -> float:
+        """Returns how good an epoch was: on held-out images if there are any."""
+        if self._best_by == "loss":
+            return -row.get("val_loss", row["loss"])
+        # Named "accuracy" in a model of one output, "scores_accuracy" beside others.
+        return max((key.startswith("val_"), row[key]) for key in row if key.endswith("accuracy"))[1]
 
     def _save(self) -> None:
         values = {f"variable_{index}": np.asarray(v) for index, v in enumerate(_state(self.model))}

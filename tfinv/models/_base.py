@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -38,6 +38,7 @@ class Objective:
         loss_weights: Weight of each loss by name of the output.
         adapt: Maps a batch (images [N, H, W, C], labels [N]) to the (inputs, targets) of `model`.
         callbacks: What else `fit` calls; what they do must depend on epoch and step alone, to be resumable.
+        best_by: What chooses the best epoch: "accuracy" where the loss of two epochs cannot be compared.
     """
 
     model: keras.Model
@@ -45,6 +46,7 @@ class Objective:
     loss_weights: dict[str, float]
     adapt: Callable[[Any, Any], tuple[Any, Any]]
     callbacks: tuple[keras.callbacks.Callback, ...] = ()
+    best_by: Literal["loss", "accuracy"] = "loss"
 
 
 def classification(model: keras.Model) -> Objective:
