@@ -81,6 +81,38 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ImaginationConfig:
+    """Training on images beyond the range of their class, by a transformation that is learned."""
+
+    imagination: Literal["none", "operators", "address", "true"] = "none"
+    """What imagines: nothing, linear operators or an address field learned from pairs of the free classes, or
+    the true transformation of all classes, which no learned one can surpass."""
+    operator_steps: int = 36
+    """Linear operators, one a step of each component of the parameter."""
+    operator_classes: int | None = None
+    """Free classes the transformation is learned from, in the order of their labels; all if not given."""
+    operator_pairs: int = 40_000
+    """Pairs of images each operator is learned from; an image may serve in several."""
+    ridge: float | None = None
+    """Strength of the ridge, relative to the mean square of a pixel; chosen on held-out free images if not
+    given."""
+    address_steps: int = 1000
+    """Gradient steps of the address field, which starts from what the operators imply."""
+    imagined_share: float = 0.5
+    """Part of each batch that is imagined."""
+    imagined_classes: Literal["all", "restricted"] = "all"
+    """Classes that are imagined; if only the restricted ones are, blur may tell them from the others."""
+
+    def __post_init__(self) -> None:
+        check_range("operator_steps", self.operator_steps, low=2)
+        check_range("operator_classes", 1 if self.operator_classes is None else self.operator_classes, low=1)
+        check_range("operator_pairs", self.operator_pairs, low=1)
+        check_range("ridge", 0.0 if self.ridge is None else self.ridge, low=0.0)
+        check_range("address_steps", self.address_steps, low=0)
+        check_range("imagined_share", self.imagined_share, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
 class RunConfig(Generic[ModelConfig]):
     """One experiment: a model on a dataset under a protocol."""
 
@@ -91,6 +123,7 @@ class RunConfig(Generic[ModelConfig]):
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    imagining: ImaginationConfig = ImaginationConfig()
     dataset: str = "mnist"
     """Name of a dataset, or path of an .npz with x_train, y_train, x_test, y_test."""
     protocol: str = "rotate-34"
@@ -110,10 +143,15 @@ class RunConfig(Generic[ModelConfig]):
 
     @property
     def label(self) -> str:
-        """Name of the network in tables and run ids: the preset, if that names a network by itself."""
+        """Name of the network in tables and run ids: the preset, if that names a network by itself.
+
+        What imagines, if anything does, is appended.
+        """
+        label = self.preset if self.preset.startswith(self.model_name) else f"{self.model_name}_{self.preset}"
         if self.preset == "article":
-            return self.model_name
-        return self.preset if self.preset.startswith(self.model_name) else f"{self.model_name}_{self.preset}"
+            label = self.model_name
+        how = self.imagining.imagination
+        return label if how == "none" else f"{label}_{how}"
 
     @property
     def run_id(self) -> str:
@@ -123,7 +161,11 @@ class RunConfig(Generic[ModelConfig]):
 
 def to_json(config: Any) -> str:
     """Returns the JSON text of a dataclass."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    values = dataclasses.asdict(config)
+    # Imagination left as it is by default is not written: runs from before it existed can be resumed.
+    if values.get("imagining") == dataclasses.asdict(ImaginationConfig()):
+        del values["imagining"]
+    return json.dumps(values, indent=2) + "\n"
 
 
 def from_dict(cls: Any, values: dict[str, Any]) -> Any:
