@@ -100,6 +100,24 @@ CASES = {
         ),
         [MATRICES, ACTIVATIONS],
     ),
+    "DepthwisePrimaryCapsules": ("DepthwisePrimaryCapsules", dict(pose_dim=2), [MAPS]),
+    "DepthwisePrimaryCapsules all": (
+        "DepthwisePrimaryCapsules",
+        dict(pose_dim=1, kernel_initializer="he_normal"),
+        [MAPS],
+    ),
+    "SelfAttentionCapsules": ("SelfAttentionCapsules", dict(num_capsules=5, pose_dim=4), [POSES]),
+    "SelfAttentionCapsules all": (
+        "SelfAttentionCapsules",
+        dict(
+            num_capsules=2,
+            pose_dim=7,
+            use_bias=False,
+            kernel_initializer=SMALL_KERNEL,
+            kernel_regularizer=keras.regularizers.L2(0.02),
+        ),
+        [POSES],
+    ),
 }
 
 

@@ -2,18 +2,22 @@
 
 from tfinv.layers.capsule_readout import ClassMask, Length, Squash
 from tfinv.layers.conv_em_capsules import ConvEMCapsules
+from tfinv.layers.depthwise_primary_capsules import DepthwisePrimaryCapsules
 from tfinv.layers.em_capsules import EMCapsules
 from tfinv.layers.primary_capsules import PrimaryCapsules
 from tfinv.layers.primary_matrix_capsules import PrimaryMatrixCapsules
 from tfinv.layers.routing_capsules import RoutingCapsules
+from tfinv.layers.self_attention_capsules import SelfAttentionCapsules
 
 __all__ = [
     "ClassMask",
     "ConvEMCapsules",
+    "DepthwisePrimaryCapsules",
     "EMCapsules",
     "Length",
     "PrimaryCapsules",
     "PrimaryMatrixCapsules",
     "RoutingCapsules",
+    "SelfAttentionCapsules",
     "Squash",
 ]

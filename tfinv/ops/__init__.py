@@ -1,6 +1,11 @@
 """Capsule operations: squashing and routing."""
 
 from tfinv.ops._library import BuildInfo, build_info
+from tfinv.ops.attention_routing import (
+    exponential_squash,
+    self_attention_routing,
+    self_attention_routing_from_votes,
+)
 from tfinv.ops.reference import length, squash
 from tfinv.ops.routing import (
     EM_VARIANTS,
@@ -26,8 +31,11 @@ __all__ = [
     "dynamic_routing_from_votes",
     "em_routing",
     "em_routing_from_votes",
+    "exponential_squash",
     "length",
     "resolve_implementation",
     "runs_fused",
+    "self_attention_routing",
+    "self_attention_routing_from_votes",
     "squash",
 ]

@@ -1,0 +1,94 @@
+"""Efficient-CapsNet: few capsules, self-attention routing and a reconstructing decoder.
+
+Reference:
+    Mazzia et al. 2021, "Efficient-CapsNet: Capsule Network with Self-Attention Routing".
+"""
+
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+from tfinv.config import EvaluationConfig, TrainingConfig
+from tfinv.errors import UsageError
+from tfinv.layers import ClassMask, DepthwisePrimaryCapsules, Length, SelfAttentionCapsules
+from tfinv.losses import MarginLoss
+from tfinv.models._base import Objective, Preset
+from tfinv.models._decoder import build_decoder, reconstructing_objective
+
+# On the mean squared error, as in capsnet.
+RECONSTRUCTION_WEIGHT = 0.392
+
+
+@dataclass(frozen=True)
+class Config:
+    """Architecture of an Efficient-CapsNet; the defaults are the paper's for MNIST."""
+
+    filters: tuple[int, ...] = (32, 64, 64, 128)
+    """Feature maps of each convolution."""
+    kernel_sizes: tuple[int, ...] = (5, 3, 3, 3)
+    """Side of the kernels of each convolution."""
+    strides: tuple[int, ...] = (1, 1, 1, 2)
+    """Stride of each convolution."""
+    primary_pose_dim: int = 8
+    """Components of a primary capsule's pose; it divides the last entry of filters."""
+    class_pose_dim: int = 16
+    """Components of a class capsule's pose."""
+    decoder_units: tuple[int, ...] = (512, 1024)
+    """Units of the decoder's hidden layers; empty for no decoder."""
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_sizes", "strides"):
+            values = getattr(self, name)
+            if len(values) != len(self.filters):
+                raise UsageError(
+                    f"Invalid value for {name}. Expected one entry for each of the {len(self.filters)} "
+                    f"convolutions. Received: {name}={values}"
+                )
+
+
+def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """Builds the network; see tfinv.models for the contract."""
+    images = keras.Input(input_shape, name="images")
+    maps = images
+    for number, (filters, kernel_size, strides) in enumerate(
+        zip(config.filters, config.kernel_sizes, config.strides, strict=True), start=1
+    ):
+        maps = layers.Conv2D(
+            filters,
+            kernel_size,
+            strides,
+            activation="relu",
+            kernel_initializer="he_normal",
+            name=f"convolution_{number}",
+        )(maps)
+        maps = layers.BatchNormalization(name=f"normalization_{number}")(maps)
+    primary = DepthwisePrimaryCapsules(config.primary_pose_dim, name="primary_capsules")(maps)
+    poses = SelfAttentionCapsules(num_classes, config.class_pose_dim, name="class_capsules")(primary)
+    outputs = {"scores": Length(dtype="float32", name="scores")(poses)}
+    if config.decoder_units:
+        decoder = build_decoder(config.decoder_units, num_classes * config.class_pose_dim, input_shape)
+        outputs["reconstruction"] = decoder(ClassMask(name="class_mask")(poses))
+    return keras.Model(images, outputs, name="efficient_capsnet")
+
+
+def objective(model: keras.Model) -> Objective:
+    """Margin loss, plus the error of the image decoded from the capsule of the true class."""
+    poses = model.get_layer("class_capsules").output
+    return reconstructing_objective(model, poses, MarginLoss(), RECONSTRUCTION_WEIGHT)
+
+
+PRESETS = {
+    "quick": Preset(
+        Config(filters=(16, 32, 32, 64), decoder_units=(128, 256)),
+        TrainingConfig(epochs=5, batch_size=100, learning_rate=2e-3, decay_rate=0.6),
+        EvaluationConfig(repeats=10, curve_images=2000),
+        description="the paper's topology, narrower",
+    ),
+    "efficient_capsnet": Preset(
+        Config(),
+        TrainingConfig(epochs=150, batch_size=16, learning_rate=5e-4, decay_rate=0.97),
+        EvaluationConfig(repeats=100),
+        description="the paper's network and training",
+    ),
+}
