@@ -1,4 +1,4 @@
-"""Trains an Efficient-CapsNet with self-attention routing on rotate-34 and asks whether it learned the invariance.
+"""Trains an Efficient-CapsNet on rotate-34 and asks whether it learned the invariance.
 
     python scripts/train_efficient_capsnet.py                                        # narrower, for 2 cores
     python scripts/train_efficient_capsnet.py --preset efficient_capsnet --epochs 3  # the paper's network

@@ -11,7 +11,7 @@ from tfinv.ops import exponential_squash
 class DepthwisePrimaryCapsules(keras.layers.Layer):
     """Weighs each feature map by a kernel of its own size, groups the sums into capsules and squashes them.
 
-    A depthwise convolution whose kernel covers the whole map; for images of another size it has other weights.
+    This is a depthwise convolution whose kernel covers the whole map, so maps need one fixed size.
 
     Args:
         pose_dim: Components of a capsule pose; `pose_dim` neighbouring feature maps yield one capsule.
@@ -24,7 +24,7 @@ class DepthwisePrimaryCapsules(keras.layers.Layer):
         Poses [B, C / pose_dim, pose_dim], each of a length in [0, 1).
 
     Reference:
-        Mazzia et al. 2021, "Efficient-CapsNet: Capsule Network with Self-Attention Routing", primary capsules.
+        Mazzia et al. 2021, "Efficient-CapsNet: Capsule Network with Self-Attention Routing".
     """
 
     def __init__(self, pose_dim: int = 8, kernel_initializer="glorot_uniform", **kwargs):

@@ -99,8 +99,8 @@ def _route_votes(parent_votes, bias):
     if _is_half(parent_votes):
         return ops.cast(_route_votes(ops.cast(parent_votes, "float32"), bias), parent_votes.dtype)
     totals = ops.expand_dims(ops.sum(parent_votes, axis=2), -1)  # [B, J, D, 1]
-    scores = ops.squeeze(ops.matmul(parent_votes, totals), -1) / math.sqrt(parent_votes.shape[-1])  # [B, J, I]
-    coupling = ops.softmax(scores, axis=1)  # over parents
+    agreement = ops.squeeze(ops.matmul(parent_votes, totals), -1)  # [B, J, I]
+    coupling = ops.softmax(agreement / math.sqrt(parent_votes.shape[-1]), axis=1)  # over parents
     if bias is not None:
         coupling = coupling + ops.transpose(ops.cast(bias, parent_votes.dtype))
     return exponential_squash(ops.squeeze(ops.matmul(ops.expand_dims(coupling, 2), parent_votes), 2))
