@@ -33,7 +33,7 @@ def count(weights):
 
 def test_has_the_parameters_of_the_paper():
     model = models.build("efficient_capsnet", (28, 28, 1), 10, decoder_units=())
-    # Four convolutions with bias, scale and shift behind each; 9x9 kernels with bias; 160 matrices and priors.
+    # Four convolutions with bias, scale and shift behind each; 9x9 kernels with bias; matrices and priors.
     convolutions = (25 + 1) * 32 + (9 * 32 + 1) * 64 + (9 * 64 + 1) * 64 + (9 * 64 + 1) * 128
     by_hand = convolutions + 2 * (32 + 64 + 64 + 128) + (81 + 1) * 128 + 160 * (8 * 16 + 1)
     assert count(model.trainable_weights) == by_hand == 161_824

@@ -1,4 +1,4 @@
-"""Self-attention routing and its squash: values by hand, an independent oracle, gradients, properties, errors."""
+"""Self-attention routing and its squash: values by hand, an oracle, gradients, properties, errors."""
 
 import keras
 import numpy as np
