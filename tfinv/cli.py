@@ -203,3 +203,22 @@ def _evaluate(description: str, arguments: list[str] | None) -> None:
     from tfinv import experiment
 
     parse(experiment.evaluate, description, arguments)
+
+
+def reproduce(description: str, arguments: list[str] | None = None) -> None:
+    """Runs the command line of the reproduction script; see `train` for the arguments.
+
+    Exit code 1 means that a run failed.
+    """
+    quiet_tensorflow()
+    guarded(
+        lambda: _reproduce(description, arguments),
+        "Finished runs and epochs are kept; the same command goes on from there.",
+    )
+
+
+def _reproduce(description: str, arguments: list[str] | None) -> None:
+    from tfinv import reproduce
+
+    if parse(reproduce.reproduce, description, arguments):
+        sys.exit(1)

@@ -1,5 +1,6 @@
 """Figures drawn from result tables (and, for reconstructions, from the model); saved, never shown."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from tfinv.data import Protocol, Split, render
 from tfinv.data.transforms import get_transform
@@ -50,30 +52,78 @@ def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure
     return figure
 
 
-def comparison(rows: pd.DataFrame, protocol: Protocol) -> Figure:
-    """Draws the mean accuracy over the restricted classes against the parameter, a curve for each run."""
-    accuracy = rows[rows.metric == "accuracy"]
-    restricted = accuracy.label.isin(map(str, protocol.restricted_classes))
-    figure, axes = _axes(protocol)
-    free = accuracy[~restricted].groupby("parameter").value.mean()
-    axes.plot(free.index, free, color=FREE, linestyle="--", label="other classes, mean of all networks")
-    for index, (name, curve) in enumerate(accuracy[restricted].groupby("model")):
-        mean = curve.groupby("parameter").value.mean()
-        axes.plot(
-            mean.index,
-            mean,
-            **_style(index),
-            markersize=3.5,
-            markevery=(index, 3),
-            linewidth=1.6,
-            label=str(name),
-        )
-    _chance(axes, rows)
+def comparison(
+    curves: Mapping[str, Sequence[pd.DataFrame]], protocol: Protocol, families: Mapping[str, str]
+) -> Figure:
+    """Draws the mean accuracy over the restricted classes against the parameter, a panel a family.
+
+    Args:
+        curves: Rows of each seed of a network by the network's name.
+        protocol: The networks' protocol.
+        families: Family of each network by its name; the panels are in this order.
+
+    Returns:
+        A figure with a curve for each network, the mean over its seeds in a band from the lowest to the
+        highest, before the grey curves of the other networks.
+    """
+    restricted = {name: _restricted(tables, protocol) for name, tables in curves.items()}
+    everything = pd.concat([rows for tables in curves.values() for rows in tables])
+    accuracy = everything[everything.metric == "accuracy"]
+    free = accuracy[~accuracy.label.isin(map(str, protocol.restricted_classes))]
+    free = free.groupby("parameter").value.mean()
+    panels = [family for family in dict.fromkeys(families.values()) if family in map(families.get, curves)]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(7.2, 3.9 * columns), 0.7 + 3.5 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, family in zip(grid, panels, strict=False):
+        _background(axes, protocol)
+        axes.plot(free.index, free, color=FREE, linestyle="--", label="other classes, mean of all networks")
+        for curve in restricted.values():
+            axes.plot(curve.index, curve.mean(axis=1), color="#BBBBBB", linewidth=0.8, zorder=1)
+        for index, name in enumerate(name for name in curves if families[name] == family):
+            curve, style = restricted[name], _style(index)
+            axes.fill_between(
+                curve.index, curve.min(axis=1), curve.max(axis=1), color=style["color"], alpha=0.3
+            )
+            axes.plot(
+                curve.index,
+                curve.mean(axis=1),
+                **style,
+                markersize=3.5,
+                markevery=(2 * index, 7),
+                linewidth=1.5,
+                label=name,
+            )
+        _chance(axes, everything)
+        handles = [handle for handle in axes.lines if handle.get_label() in curves]
+        axes.legend(
+            handles=handles, title=family, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7,
+            title_fontsize=9, frameon=False,
+        )  # fmt: skip
+        axes.set_ylim(-0.02, 1.02)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
     listed = " and ".join(map(str, protocol.restricted_classes))
-    axes.set(ylabel=f"accuracy on test images of {listed}", ylim=(-0.02, 1.02))
-    axes.set_title(f"{protocol.name}: can it recognise {listed} where it never saw them?", fontsize=10)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    for index, axes in enumerate(grid[: len(panels)]):
+        if index % columns == 0:
+            axes.set_ylabel(f"accuracy on test images of {listed}")
+        if index + columns >= len(panels):  # nothing below it
+            axes.set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]")
+            axes.tick_params(labelbottom=True)
+        axes.tick_params(labelsize=7)
+    figure.suptitle(f"{protocol.name}: can it recognise {listed} where it never saw them?", fontsize=11)
+    shared = [*grid[0].patches[:1], *(line for line in grid[0].lines if line.get_linestyle() == "--")]
+    grey = Line2D([], [], color="#BBBBBB", linewidth=0.8, label="networks of the other panels")
+    figure.legend(handles=[*shared, grey], loc="outside lower center", ncols=3, fontsize=8)
     return figure
+
+
+def _restricted(tables: Sequence[pd.DataFrame], protocol: Protocol) -> pd.DataFrame:
+    """Returns the mean accuracy over the restricted classes by parameter, a column a seed."""
+    labels = list(map(str, protocol.restricted_classes))
+    seeds = [rows[(rows.metric == "accuracy") & rows.label.isin(labels)] for rows in tables]
+    return pd.concat([rows.groupby("parameter").value.mean() for rows in seeds], axis=1)
 
 
 def taken_for(rows: pd.DataFrame, protocol: Protocol) -> Figure:
@@ -168,13 +218,17 @@ def _style(index: int) -> dict[str, Any]:
 def _axes(protocol: Protocol) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
+    _background(axes, protocol)
+    axes.set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]")
+    return figure, axes
+
+
+def _background(axes: Axes, protocol: Protocol) -> None:
     for index, (low, high) in enumerate(_training_ranges(protocol)):
         label = "training range of the restricted classes"
         axes.axvspan(low, high, color=SHADE, zorder=0, label=None if index else label)
-    axes.set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]")
     _full_turn(axes, protocol)
     axes.grid(color="#DDDDDD", linewidth=0.6)
-    return figure, axes
 
 
 def _chance(axes: Axes, rows: pd.DataFrame) -> None:

@@ -31,6 +31,11 @@ EXPORT = "export"
 FIGURES = "figures"
 
 
+def digest(config: RunConfig) -> str:
+    """Returns 8 hexadecimal digits that change with any value of a configuration."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
+
+
 def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume: bool = False) -> None:
     """Creates a run directory and writes its config.json.
 

@@ -1,0 +1,120 @@
+"""The experiments that `scripts/reproduce.py` runs, as data: a row a network, a budget by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfinv import models, runs
+from tfinv.config import RunConfig
+from tfinv.errors import UsageError
+
+BUDGETS = {
+    "smoke": "every stage on a few images; its figures mean nothing",
+    "cpu": "a night on 2 cores",
+    "article": "what each preset says; meant for a GPU",
+}
+_SMOKE = {
+    "epochs": 1,
+    "validation_fraction": 0.0,
+    "repeats": 1,
+    "grid_step": 45.0,
+    "curve_images": 100,
+    "limit": 200,
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network of a suite.
+
+    Attributes:
+        model: Module of tfinv.models.
+        preset: Preset of that model, from which all values start.
+        family: Networks drawn together.
+        cpu: Values of RunConfig, TrainingConfig and EvaluationConfig at the budget "cpu".
+        changes: The same at every budget.
+        seeds: Seeds if the command line gives none.
+        pictures: Figures of its first run that a report shows.
+    """
+
+    model: str
+    preset: str
+    family: str
+    cpu: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    pictures: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The network's name in tables and on the command line."""
+        return self.config("article", 0).label
+
+    def config(self, budget: str, seed: int) -> RunConfig:
+        """Returns the run of one seed at one of BUDGETS."""
+        preset = models.get_preset(self.model, self.preset)
+        config = RunConfig(
+            self.model, self.preset, preset.model, preset.training, preset.evaluation, seed=seed
+        )
+        own = {"smoke": _SMOKE, "cpu": self.cpu, "article": {}}[budget]
+        return runs.replace(config, **{**self.changes, **own})
+
+
+def _cnn(preset: str, family: str, **rest: Any) -> Experiment:
+    budget = {"epochs": 15, "learning_rate": 1e-3, "decay_rate": 0.8, "decay_steps": None}
+    return Experiment("cnn", preset, family, budget, **rest)
+
+
+def _cnn_pool(preset: str) -> Experiment:
+    # Convolutions of stride 1: an epoch costs several of the others'.
+    budget = {"epochs": 5, "learning_rate": 1e-3, "decay_rate": 0.5, "decay_steps": None}
+    return Experiment("cnn", preset, "CNN with pooling of stride 1", budget)
+
+
+_FIGURES = ("reconstructions.png", "taken_for.png")
+_FEW_PASSES = {"repeats": 5, "curve_images": 1000}
+
+# The order is that of the article's table.
+SUITES: Mapping[str, tuple[Experiment, ...]] = {
+    "recognition": (
+        _cnn("cnn_00", "CNN"),
+        _cnn("cnn_01", "CNN"),
+        _cnn("cnn_02", "CNN"),
+        _cnn("cnn_dropout_00", "CNN with dropout"),
+        _cnn("cnn_dropout_01", "CNN with dropout"),
+        _cnn("cnn_bn_00", "CNN with batch normalisation", pictures=("taken_for.png",)),
+        _cnn("cnn_bn_01", "CNN with batch normalisation"),
+        _cnn("cnn_bn_02", "CNN with batch normalisation"),
+        _cnn_pool("cnn_pool_00"),
+        _cnn_pool("cnn_pool_01"),
+        _cnn_pool("cnn_pool_02"),
+        Experiment("capsnet", "article", "Capsules", {"epochs": 3, **_FEW_PASSES}, pictures=_FIGURES),
+        Experiment("em_capsnet", "article", "Capsules", {"epochs": 5, **_FEW_PASSES}, pictures=_FIGURES),
+    ),
+}
+
+
+def select(suite: str, names: Sequence[str] = ()) -> list[Experiment]:
+    """Returns the rows of a suite, in its order.
+
+    Args:
+        suite: One of SUITES.
+        names: Rows to keep; all if empty.
+
+    Raises:
+        UsageError: If a name is unknown; the message lists the known ones.
+    """
+    if suite not in SUITES:
+        raise UsageError(f"Unknown suite. Expected one of {', '.join(SUITES)}. Received: suite={suite}")
+    rows = {row.name: row for row in SUITES[suite]}
+    unknown = [name for name in names if name not in rows]
+    if unknown:
+        raise UsageError(
+            f"Unknown row of {suite}. Expected some of {', '.join(rows)}. Received: {', '.join(unknown)}"
+        )
+    return [row for name, row in rows.items() if name in names or not names]
+
+
+def families() -> dict[str, str]:
+    """Returns the family of each network of all suites by name, in their order."""
+    return {row.name: row.family for rows in SUITES.values() for row in rows}

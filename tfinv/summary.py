@@ -1,0 +1,131 @@
+"""From runs to networks: means and spreads over seeds, and who leads.
+
+Two spreads are kept apart: over the seeds of a network, that is over trainings, and over the passes of one
+trained network, that is over the random parameters of its test.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from tfinv import models, results, runs, suites
+from tfinv.config import EvaluationConfig, RunConfig
+
+PTEST_TO_LEAD = 0.97
+
+
+@dataclass(frozen=True)
+class Result:
+    """The tables of one run.
+
+    Attributes:
+        folder: Where they are.
+        config: Its configuration.
+        rows: Its invariance.csv.
+    """
+
+    folder: Path
+    config: RunConfig
+    rows: pd.DataFrame
+
+    @cached_property
+    def values(self) -> pd.Series:
+        """The value of each test, its variance over passes, and the number of passes, by metric."""
+        return self.rows[self.rows.parameter.isna()].set_index("metric").value
+
+
+@dataclass(frozen=True)
+class Network:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: Name in tables; with its budget where another network has the same.
+        results: A run a seed, in the order of the seeds.
+    """
+
+    name: str
+    results: tuple[Result, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """Configuration of the first seed."""
+        return self.results[0].config
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds."""
+        return tuple(result.config.seed for result in self.results)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of training."""
+        return self.config.training.epochs
+
+    def mean(self, metric: str) -> float:
+        """Returns the mean over seeds."""
+        return float(self._values(metric).mean())
+
+    def spread(self, metric: str) -> float:
+        """Returns the standard deviation over seeds, with n - 1; NaN for a single one."""
+        return float(self._values(metric).std(ddof=1))
+
+    def _values(self, metric: str) -> pd.Series:
+        return pd.Series([result.values[metric] for result in self.results])
+
+
+def read(folder: Path) -> list[Result]:
+    """Returns the runs of a folder with one folder a run; one without results is left out."""
+    folders = sorted(path.parent for path in folder.glob(f"*/{runs.INVARIANCE}"))
+    return [
+        Result(path, models.read_run_config(path), results.read_csv(path / runs.INVARIANCE))
+        for path in folders
+    ]
+
+
+def networks(found: Iterable[Result]) -> list[Network]:
+    """Groups runs into networks, in the order of the suites, then by name and budget."""
+    groups: dict[RunConfig, list[Result]] = {}
+    for result in found:
+        # More passes or points of the curve do not make another network.
+        key = dataclasses.replace(result.config, seed=0, evaluation=EvaluationConfig())
+        groups.setdefault(key, []).append(result)
+    places = {name: place for place, name in enumerate(suites.families())}
+
+    def order(config: RunConfig) -> tuple:
+        return places.get(config.label, len(places)), config.label, config.training.epochs, budget(config)
+
+    return [
+        Network(_name(config, groups), tuple(sorted(groups[config], key=lambda result: result.config.seed)))
+        for config in sorted(groups, key=order)
+    ]
+
+
+def _name(config: RunConfig, others: Iterable[RunConfig]) -> str:
+    """Returns the shortest name that no other network has."""
+    same = [other for other in others if other.label == config.label and other != config]
+    if not same:
+        return config.label
+    if budget(config) not in map(budget, same):
+        return f"{config.label}, {budget(config)}"
+    return f"{config.label}, {runs.digest(config)}"
+
+
+def budget(config: RunConfig) -> str:
+    """Returns in words how long and how a network was trained."""
+    training = config.training
+    text = f"{training.epochs} epochs, rate {training.learning_rate:g}"
+    if training.decay_rate < 1:
+        every = f"{training.decay_steps:,} steps" if training.decay_steps else "epoch"
+        text += f" x {training.decay_rate:g} every {every}"
+    return text + (f", {config.limit} images" if config.limit else "")
+
+
+def leaderboard(found: Sequence[Network]) -> tuple[list[Network], list[Network]]:
+    """Returns the networks with a Ptest of PTEST_TO_LEAD by descending Pinv, and those with less."""
+    able = [network for network in found if network.mean("Ptest") >= PTEST_TO_LEAD]
+    others = [network for network in found if network not in able]
+    return sorted(able, key=lambda network: -network.mean("Pinv")), others
