@@ -103,4 +103,4 @@ def _costs(config: RunConfig) -> tuple:
     """What the time of an epoch depends on."""
     training = config.training
     data = (config.dataset, config.protocol, config.excluded_classes, config.limit)
-    return config.model_name, config.model, training.batch_size, training.precision, data
+    return config.model_name, config.model, training.batch_size, training.precision, config.imagining, data
