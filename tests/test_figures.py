@@ -85,6 +85,42 @@ def test_accuracy_against_shift_and_without_restricted_classes(tmp_path):
     saved(figures.accuracy_against_parameter(curve(), free), tmp_path / "free.png")
 
 
+def shifted_curve(by):
+    """The same table with every accuracy lower."""
+    rows = curve()
+    rows.loc[rows.metric == "accuracy", "value"] -= by
+    return rows
+
+
+def test_comparison_has_a_panel_a_family_and_every_network_in_it(tmp_path):
+    curves = {f"net_{index:02}": [shifted_curve(index / 200)] for index in range(16)}
+    curves["net_00"] = [shifted_curve(0.0), shifted_curve(0.05), shifted_curve(0.1)]
+    families = {name: f"family {index // 4}" for index, name in enumerate(curves)}
+    figure = figures.comparison(curves, ROTATE_34, families)
+    saved(figure, tmp_path / "comparison.png")
+    panels = [axes for axes in figure.axes if axes.lines]
+    legends = [axes.get_legend() for axes in panels]
+    assert [legend.get_title().get_text() for legend in legends] == [f"family {index}" for index in range(4)]
+    shown = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert [name for names in shown for name in names] == list(curves)
+    for axes, names in zip(panels, shown, strict=True):
+        assert spans(axes)[0] == (-45, 45) and axes.get_xlim() == (-180, 180)
+        lines = {line.get_label(): line for line in axes.lines}
+        assert len({lines[name].get_color() for name in names}) == 4
+    # Three seeds: their mean, in a band from the lowest to the highest.
+    line = next(line for line in panels[0].lines if line.get_label() == "net_00")
+    np.testing.assert_allclose(dict(zip(*line.get_data(), strict=True))[0], 0.85)
+    band = panels[0].collections[0].get_paths()[0].vertices
+    at_zero = band[band[:, 0] == 0, 1]
+    np.testing.assert_allclose([at_zero.min(), at_zero.max()], [0.8, 0.9])
+
+
+def test_comparison_of_one_network(tmp_path):
+    figure = figures.comparison({"net": [curve()]}, ROTATE_34, {"net": "only"})
+    saved(figure, tmp_path / "comparison.png")
+    assert len(figure.axes) == 1 and figure.axes[0].get_xlabel() == "rotation [degrees]"
+
+
 def test_taken_for(tmp_path):
     figure = figures.taken_for(curve(), ROTATE_34)
     saved(figure, tmp_path / "taken_for.png")

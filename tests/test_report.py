@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.test_config import run_config
-from tfinv import models, report, runs
+from tfinv import models, report, runs, summary
 from tfinv.config import RunConfig, to_json
 from tfinv.data import get_protocol
 from tfinv.errors import UsageError
@@ -20,7 +20,8 @@ def article_run(**changes):
     return RunConfig("cnn", "cnn_bn_00", preset.model, preset.training, **changes)
 
 
-def add_run(docs, config, value, restricted=("3", "4")):
+def add_run(docs, config, value, restricted=("3", "4"), **values):
+    """Tables of a run whose tests all have one value, but for those given by name."""
     folder = docs / "results" / config.run_id
     folder.mkdir(parents=True)
     (folder / runs.CONFIG).write_text(to_json(config))
@@ -30,13 +31,27 @@ def add_run(docs, config, value, restricted=("3", "4")):
     origin = Provenance(config.run_id, config.label, config.dataset, config.protocol, config.seed, "")
     rows = [origin.row("repeats", 20)]
     for name in ROTATE_34.evaluations:
-        rows += [origin.row(name, value), origin.row(f"{name}_variance", 0.0001)]
+        rows += [origin.row(name, values.get(name, value)), origin.row(f"{name}_variance", 0.0001)]
     rows += [
         origin.row("accuracy", value, label, angle, abs(angle) <= 45)
         for label in (*restricted, "5")
         for angle in (-90.0, 0.0, 90.0)
     ]
     write_csv(folder / runs.INVARIANCE, to_frame(rows))
+    return folder
+
+
+def table(text, heading):
+    """Rows of the Markdown table below a heading, as dicts."""
+    blocks = text.split(heading, 1)[1].split("\n\n")
+    lines = next(block for block in blocks if block.startswith("|")).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def network(name, seed=0, **changes):
+    preset = models.get_preset("cnn", name)
+    return runs.replace(RunConfig("cnn", name, preset.model, preset.training, seed=seed), **changes)
 
 
 def test_each_dataset_and_each_choice_of_classes_has_its_own_section(tmp_path):
@@ -48,12 +63,101 @@ def test_each_dataset_and_each_choice_of_classes_has_its_own_section(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert "## rotate-34 on mnist\n" in text and "## rotate-34 on fashion_mnist\n" in text
     assert "## rotate-34 on mnist, restricted classes 0, 1\n" in text
-    assert text.count("0.1234 ± 0.0100") == 4 and "| 1.5 min | 20 |" in text
+    assert text.count("0.1234 ± 0.0100") == 4 and "| 1.5 min |" in text and "| 20 | all |" in text
     # The article's figures stand beside its own test only.
     assert text.count("0.9928") == 1
     assert text.count("(results/cnn_bn_00-mnist-rotate-34-s0/taken_for.png)") == text.count(".png)") - 3 == 1
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {"rotate-34-mnist.png", "rotate-34-fashion_mnist.png", "rotate-34-mnist-0-1.png"}
+
+
+def test_mean_and_spread_are_over_seeds_and_the_spread_over_passes_stands_apart(tmp_path):
+    for seed, value in enumerate((0.1, 0.2, 0.6)):
+        add_run(tmp_path, network("cnn_00", seed), value)
+    add_run(tmp_path, network("cnn_01"), 0.5)
+    report.render_results(tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    several, single = table(text, "## rotate-34 on mnist")
+    # Mean of .1, .2, .6: .3; deviations -.2, -.1, .3: (.04 + .01 + .09) / 2 = .07, its root .2646.
+    assert (several["network"], several["Pinv"], several["seeds"]) == (
+        "cnn_00",
+        "0.3000 ± 0.2646",
+        "3: 0, 1, 2",
+    )
+    assert several["Pinv (article)"] == "0.0031" and "300 epochs, rate 0.0001 x 0.9" in several["budget"]
+    assert (single["Ptest"], single["seeds"]) == ("0.5000", "one: 0"), "one seed has no spread over seeds"
+    each = table(text, "### Every run")
+    assert [row["Pout"] for row in each] == [
+        f"{value} ± 0.0100" for value in ("0.1000", "0.2000", "0.6000", "0.5000")
+    ]
+    assert [row["run"] for row in each][2] == "`cnn_00-mnist-rotate-34-s2`"
+
+
+def test_two_budgets_of_a_network_are_two_rows(tmp_path):
+    add_run(tmp_path, network("cnn_00", 0, epochs=15), 0.5)
+    add_run(tmp_path, network("cnn_00", 1, epochs=3), 0.4)
+    add_run(tmp_path, network("cnn_00", 2, epochs=3, repeats=7), 0.2)  # passes make no other network
+    add_run(tmp_path, network("cnn_00", 3, epochs=3, beta_1=0.5), 0.1)
+    report.render_results(tmp_path)
+    rows = table((tmp_path / "results.md").read_text(), "## rotate-34 on mnist")
+    assert [(row["Pinv"], row["seeds"]) for row in rows] == [
+        ("0.3000 ± 0.1414", "2: 1, 2"),
+        ("0.1000", "one: 3"),
+        ("0.5000", "one: 0"),
+    ]
+    assert len({row["network"] for row in rows}) == 3
+    assert rows[2]["network"] == "cnn_00, 15 epochs, rate 0.0001 x 0.9 every 10,000 steps"
+
+
+def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
+    for name, ptest, pinv in (
+        ("cnn_00", 0.97, 0.3),
+        ("cnn_01", 0.9699, 0.9),
+        ("cnn_02", 0.99, 0.4),
+        ("cnn_bn_00", float("nan"), 0.5),
+    ):
+        add_run(tmp_path, network(name), 0.5, Ptest=ptest, Pinv=pinv)
+    report.render_results(tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    rows = table(text, "### Leaderboard")
+    assert [(row["place"], row["network"], row["Pinv"]) for row in rows] == [
+        ("1", "cnn_02", "0.4000"),
+        ("2", "cnn_00", "0.3000"),
+    ]
+    assert "Below that: cnn_01 (Ptest 0.9699), cnn_bn_00 (Ptest -)." in text
+
+
+def test_the_order_is_that_of_the_suite_and_strangers_come_last(tmp_path):
+    for name in ("quick", "cnn_pool_00", "cnn_bn_00", "cnn_00"):
+        add_run(tmp_path, network(name), 0.5)
+    report.render_results(tmp_path)
+    rows = table((tmp_path / "results.md").read_text(), "## rotate-34 on mnist")
+    assert [row["network"] for row in rows] == ["cnn_00", "cnn_bn_00", "cnn_pool_00", "cnn_quick"]
+
+
+def test_a_published_run_replaces_the_older_of_its_name(tmp_path):
+    old = add_run(tmp_path / "docs", network("cnn_00"), 0.1)
+    (old / "taken_for.png").touch()
+    new = add_run(tmp_path / "new", network("cnn_00", epochs=7), 0.2)
+    (new / runs.MODEL).touch()
+    (new / runs.FIGURES).mkdir()
+    for name in ("reconstructions.png", "accuracy.png"):
+        (new / runs.FIGURES / name).touch()
+    report.add_run(tmp_path / "docs", new, ["reconstructions.png", "taken_for.png"])
+    assert {path.name for path in old.iterdir()} == {
+        *(runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE, "reconstructions.png")
+    }
+    (row,) = summary.networks(summary.read(tmp_path / "docs" / "results"))
+    assert (row.epochs, row.mean("Pinv")) == (7, 0.2) and len(
+        list((tmp_path / "docs" / "results").iterdir())
+    ) == 1
+
+
+def test_a_run_without_epochs_or_curve_is_no_crash(tmp_path):
+    folder = add_run(tmp_path, network("cnn_00", epochs=0), 0.5)
+    (folder / runs.HISTORY).unlink()
+    report.render_results(tmp_path)
+    assert "| 0 | 0.0 min |" in (tmp_path / "results.md").read_text()
 
 
 def test_no_runs_are_named(tmp_path):
