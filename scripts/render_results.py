@@ -2,8 +2,9 @@
 
     python scripts/render_results.py
 
-To add a run, copy its config.json, environment.json, history.csv and invariance.csv to docs/results/<run>/,
-and those of its figures that are to be shown.
+`scripts/reproduce.py --publish docs` adds the runs of a suite. To add another, copy its config.json,
+environment.json, history.csv and invariance.csv to docs/results/<run>/, and those of its figures that are to
+be shown.
 """
 
 from pathlib import Path
@@ -17,9 +18,9 @@ def main(docs: Path = Path("docs")) -> None:
     Args:
         docs: Folder that holds results/ and gets results.md and figures/.
     """
-    from tfinv import report
+    from tfinv import results_page
 
-    report.render_results(docs)
+    results_page.render_results(docs)
     print(f"Written: {docs / 'results.md'}")
 
 

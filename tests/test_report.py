@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.test_config import run_config
-from tfinv import models, report, runs, summary
+from tfinv import models, report, results_page, runs, summary
 from tfinv.config import RunConfig, to_json
 from tfinv.data import get_protocol
 from tfinv.errors import UsageError
@@ -59,7 +59,7 @@ def test_each_dataset_and_each_choice_of_classes_has_its_own_section(tmp_path):
     add_run(tmp_path, article_run(dataset="fashion_mnist"), 0.9)
     add_run(tmp_path, article_run(restricted_classes=(0, 1), seed=5), 0.5, ("0", "1"))
     (tmp_path / "results" / article_run().run_id / "taken_for.png").touch()
-    report.render_results(tmp_path)
+    results_page.render_results(tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "## rotate-34 on mnist\n" in text and "## rotate-34 on fashion_mnist\n" in text
     assert "## rotate-34 on mnist, restricted classes 0, 1\n" in text
@@ -75,7 +75,7 @@ def test_mean_and_spread_are_over_seeds_and_the_spread_over_passes_stands_apart(
     for seed, value in enumerate((0.1, 0.2, 0.6)):
         add_run(tmp_path, network("cnn_00", seed), value)
     add_run(tmp_path, network("cnn_01"), 0.5)
-    report.render_results(tmp_path)
+    results_page.render_results(tmp_path)
     text = (tmp_path / "results.md").read_text()
     several, single = table(text, "## rotate-34 on mnist")
     # Mean of .1, .2, .6: .3; deviations -.2, -.1, .3: (.04 + .01 + .09) / 2 = .07, its root .2646.
@@ -98,7 +98,7 @@ def test_two_budgets_of_a_network_are_two_rows(tmp_path):
     add_run(tmp_path, network("cnn_00", 1, epochs=3), 0.4)
     add_run(tmp_path, network("cnn_00", 2, epochs=3, repeats=7), 0.2)  # passes make no other network
     add_run(tmp_path, network("cnn_00", 3, epochs=3, beta_1=0.5), 0.1)
-    report.render_results(tmp_path)
+    results_page.render_results(tmp_path)
     rows = table((tmp_path / "results.md").read_text(), "## rotate-34 on mnist")
     assert [(row["Pinv"], row["seeds"]) for row in rows] == [
         ("0.3000 ± 0.1414", "2: 1, 2"),
@@ -117,7 +117,7 @@ def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
         ("cnn_bn_00", float("nan"), 0.5),
     ):
         add_run(tmp_path, network(name), 0.5, Ptest=ptest, Pinv=pinv)
-    report.render_results(tmp_path)
+    results_page.render_results(tmp_path)
     text = (tmp_path / "results.md").read_text()
     rows = table(text, "### Leaderboard")
     assert [(row["place"], row["network"], row["Pinv"]) for row in rows] == [
@@ -130,7 +130,7 @@ def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
 def test_the_order_is_that_of_the_suite_and_strangers_come_last(tmp_path):
     for name in ("quick", "cnn_pool_00", "cnn_bn_00", "cnn_00"):
         add_run(tmp_path, network(name), 0.5)
-    report.render_results(tmp_path)
+    results_page.render_results(tmp_path)
     rows = table((tmp_path / "results.md").read_text(), "## rotate-34 on mnist")
     assert [row["network"] for row in rows] == ["cnn_00", "cnn_bn_00", "cnn_pool_00", "cnn_quick"]
 
@@ -143,7 +143,7 @@ def test_a_published_run_replaces_the_older_of_its_name(tmp_path):
     (new / runs.FIGURES).mkdir()
     for name in ("reconstructions.png", "accuracy.png"):
         (new / runs.FIGURES / name).touch()
-    report.add_run(tmp_path / "docs", new, ["reconstructions.png", "taken_for.png"])
+    results_page.add_run(tmp_path / "docs", new, ["reconstructions.png", "taken_for.png"])
     assert {path.name for path in old.iterdir()} == {
         *(runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE, "reconstructions.png")
     }
@@ -156,13 +156,13 @@ def test_a_published_run_replaces_the_older_of_its_name(tmp_path):
 def test_a_run_without_epochs_or_curve_is_no_crash(tmp_path):
     folder = add_run(tmp_path, network("cnn_00", epochs=0), 0.5)
     (folder / runs.HISTORY).unlink()
-    report.render_results(tmp_path)
+    results_page.render_results(tmp_path)
     assert "| 0 | 0.0 min |" in (tmp_path / "results.md").read_text()
 
 
 def test_no_runs_are_named(tmp_path):
     with pytest.raises(UsageError, match="No runs"):
-        report.render_results(tmp_path)
+        results_page.render_results(tmp_path)
 
 
 def test_the_article_speaks_for_its_own_network_protocol_and_dataset_only():

@@ -1,40 +1,16 @@
-"""Tables for people, made from result rows: on the terminal, and docs/results.md."""
+"""Tables for people, made from result rows: for the terminal, and the rows of docs/results.md."""
 
 import json
 import math
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from rich.table import Table
 
-from tfinv import figures, models, runs, suites, summary
+from tfinv import models, runs, summary
 from tfinv.config import RunConfig
 from tfinv.data import Protocol, get_protocol
-from tfinv.errors import UsageError
-from tfinv.files import replacing
 from tfinv.summary import Network, Result
-
-_INTRODUCTION = """\
-# Results
-
-Made from the tables in `docs/results/`, one folder a run; do not edit by hand.
-`python scripts/reproduce.py recognition --publish docs` trains what is missing and adds its tables;
-`python scripts/render_results.py` makes this page from them.
-
-A test's figure is the mean over passes of the whole test set with fresh random parameters, and where a
-network was trained with several seeds, the mean over these ± their standard deviation. A figure without ± is
-that of *one* training, whose spread is unknown. Our budgets are far below the article's (300 epochs for
-CNNs), so compare the character of a row, not its last digit.
-"""
-_PER_RUN = """\
-### Every run
-
-The figure behind ± is here the standard deviation *over passes* of one trained network: how far its test
-depends on the random parameters, not on the training.
-"""
-_TABLES = (runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE)
 
 
 def invariance_table(
@@ -81,47 +57,6 @@ def article_figures(config: RunConfig, protocol: Protocol, dataset: str) -> dict
     return dict(preset.article) if preset is not None and preset.model == config.model else {}
 
 
-def add_run(docs: Path, directory: Path, pictures: Sequence[str] = ()) -> None:
-    """Copies the small files of a finished run to docs/results/<run>/; an older run of that name gives way.
-
-    Args:
-        docs: Folder that `render_results` is to render.
-        directory: The run directory.
-        pictures: Names of its figures that are to be shown.
-    """
-    with replacing(docs / "results" / directory.name) as folder:
-        folder.mkdir(parents=True)
-        copied = [
-            *(directory / name for name in _TABLES),
-            *(directory / runs.FIGURES / name for name in pictures),
-        ]
-        for path in copied:
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-
-
-def render_results(docs: Path) -> None:
-    """Writes docs/results.md and its figures from the runs in docs/results/.
-
-    Args:
-        docs: Folder with results/<run>/{config.json, environment.json, history.csv, invariance.csv}, and
-            any of the run's figures that are to be shown.
-
-    Raises:
-        UsageError: If there is no run, or one is incomplete.
-    """
-    found = summary.read(docs / "results")
-    if not found:
-        raise UsageError(f"No runs in {docs / 'results'}. Copy the tables of finished runs there.")
-    groups: dict[tuple, list[Result]] = {}
-    for result in found:
-        groups.setdefault(_section_of(result.config), []).append(result)
-    text = [_INTRODUCTION, *(part for members in groups.values() for part in _section(members, docs))]
-    docs.mkdir(parents=True, exist_ok=True)
-    with replacing(docs / "results.md") as partial:
-        partial.write_text("\n".join(filter(None, text)))
-
-
 def network_tables(networks: Sequence[Network], title: str) -> list[Table]:
     """Returns the tables of networks, all of one protocol and dataset, for the terminal.
 
@@ -129,56 +64,19 @@ def network_tables(networks: Sequence[Network], title: str) -> list[Table]:
         networks: At least one.
         title: Heading of the first table.
     """
-    leading, _ = _leaders(networks)
-    rows = {title: list(map(_network_row, networks)), _leader_title(): leading}
+    leading, _ = leaders(networks)
+    rows = {title: list(map(network_row, networks)), leader_title(): leading}
     return [_terminal_table(heading, cells) for heading, cells in rows.items() if cells]
 
 
-def _section(members: Sequence[Result], docs: Path) -> Iterator[str]:
-    """Yields the parts of results.md on one dataset, protocol and choice of classes."""
-    dataset, name, restricted, _ = _section_of(members[0].config)
-    protocol, networks = _protocol(members[0].config), summary.networks(members)
-    others = "" if restricted is None else f", restricted classes {', '.join(map(str, restricted))}"
-    figure = Path("figures") / f"{'-'.join([name, Path(dataset).stem, *map(str, restricted or ())])}.png"
-    known = suites.families()
-    families = {network.name: known.get(network.config.label, "Others") for network in networks}
-    curves = {network.name: [result.rows for result in network.results] for network in networks}
-    figures.save(figures.comparison(curves, protocol, _in_order(families)), docs / figure)
-    leading, below = _leaders(networks)
-    yield f"## {name} on {dataset}{others}\n"
-    yield _markdown(map(_network_row, networks))
-    yield f"Chance is {1 / _num_classes(members[0]):.4g}.\n"
-    if leading or below:
-        yield f"### {_leader_title()}\n"
-        yield _markdown(leading)
-        yield f"Below that: {', '.join(below)}.\n" if below else ""
-    yield f"![Accuracy of the restricted classes against the parameter]({figure})\n"
-    yield _PER_RUN
-    yield _markdown(_run_row(result, protocol) for network in networks for result in network.results)
-    yield "### Commands and devices\n"
-    yield _markdown(_command_row(result) for network in networks for result in network.results)
-    yield from (_pictures(result.folder) for network in networks for result in network.results)
-
-
-def _section_of(config: RunConfig) -> tuple:
-    return config.dataset, config.protocol, config.restricted_classes, config.excluded_classes
-
-
-def _protocol(config: RunConfig) -> Protocol:
+def protocol_of(config: RunConfig) -> Protocol:
+    """Returns the protocol of a run, with the run's own choice of classes."""
     return get_protocol(config.protocol).replace(config.restricted_classes, config.excluded_classes)
 
 
-def _num_classes(result: Result) -> int:
-    return result.rows[result.rows.metric == "accuracy"].label.nunique()
-
-
-def _in_order(families: Mapping[str, str]) -> dict[str, str]:
-    """Returns the families with those that no suite knows at the end."""
-    return dict(sorted(families.items(), key=lambda item: item[1] == "Others"))
-
-
-def _network_row(network: Network) -> dict[str, str]:
-    protocol = _protocol(network.config)
+def network_row(network: Network) -> dict[str, str]:
+    """Returns the cells of a network: its tests beside the article's figures, seeds and budget."""
+    protocol = protocol_of(network.config)
     article = article_figures(network.config, protocol, network.config.dataset)
     row = {"network": network.name}
     for name in protocol.evaluations:
@@ -187,13 +85,14 @@ def _network_row(network: Network) -> dict[str, str]:
     return row | _budget_cells(network)
 
 
-def _leader_title() -> str:
+def leader_title() -> str:
+    """Returns the heading of the leaderboard."""
     return f"Leaderboard: Pinv, of networks with a Ptest of at least {summary.PTEST_TO_LEAD}"
 
 
-def _leaders(networks: Sequence[Network]) -> tuple[list[dict[str, str]], list[str]]:
+def leaders(networks: Sequence[Network]) -> tuple[list[dict[str, str]], list[str]]:
     """Returns the rows of the leaderboard, and who is not on it; nothing if there are no such tests."""
-    if not {"Ptest", "Pinv"} <= set(_protocol(networks[0].config).evaluations):
+    if not {"Ptest", "Pinv"} <= set(protocol_of(networks[0].config).evaluations):
         return [], []
     able, below = summary.leaderboard(networks)
     rows = [
@@ -227,7 +126,8 @@ def _budget_cells(network: Network) -> dict[str, str]:
     }
 
 
-def _run_row(result: Result, protocol: Protocol) -> dict[str, str]:
+def run_row(result: Result, protocol: Protocol) -> dict[str, str]:
+    """Returns the cells of one run: its tests with their standard deviation over passes."""
     row = {"run": f"`{result.folder.name}`"}
     for name in protocol.evaluations:
         variance = result.values[f"{name}_variance"]
@@ -241,7 +141,8 @@ def _run_row(result: Result, protocol: Protocol) -> dict[str, str]:
     }
 
 
-def _command_row(result: Result) -> dict[str, str]:
+def command_row(result: Result) -> dict[str, str]:
+    """Returns the cells that say how, how long and where a run was made."""
     environment = json.loads((result.folder / runs.ENVIRONMENT).read_text())
     history = result.folder / runs.HISTORY
     seconds = pd.read_csv(history).seconds if history.is_file() else pd.Series(dtype=float)
@@ -254,20 +155,6 @@ def _command_row(result: Result) -> dict[str, str]:
         "training": f"{seconds.sum() / 60:.1f} min",
         "device": f"{device}; TensorFlow {environment['tensorflow']}",
     }
-
-
-def _pictures(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*.png"))
-    pictures = [f"![{Path(name).stem} of {folder.name}](results/{folder.name}/{name})\n" for name in names]
-    return "\n".join([f"### {folder.name}\n", *pictures]) if pictures else ""
-
-
-def _markdown(rows: Iterable[dict[str, str]]) -> str:
-    rows = list(rows)
-    if not rows:
-        return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([row[key] for key in rows[0]] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def _terminal_table(title: str, rows: Sequence[dict[str, str]]) -> Table:

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tfinv import report, suites, summary
+from tfinv import report, results_page, suites, summary
 from tfinv.catalogue import Catalogue, Entry
 from tfinv.config import RunConfig
 from tfinv.errors import UsageError
@@ -17,6 +17,8 @@ from tfinv.files import check_writable
 from tfinv.runs import digest
 from tfinv.suites import BUDGETS, Experiment
 from tfinv.sweep import Failure, name_of, sweep, time_left
+
+_LOG_WIDTH = 160
 
 
 def reproduce(
@@ -57,7 +59,10 @@ def reproduce(
         raise UsageError("Invalid value for publish. Expected a budget whose figures mean something.")
     check_writable(output)
     configs = [(row, row.config(budget, seed)) for row in rows for seed in dict.fromkeys(seeds or row.seeds)]
-    console, failures = Console(), []
+    console = Console()
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    failures: list[Failure] = []
     known = Catalogue(output, runs)
     entries = [known.find(config) for _, config in configs]
     if list_only:
@@ -108,13 +113,13 @@ def _report(rows: Sequence[Experiment], entries: Sequence[Entry], docs: Path, co
     for row, entry in zip(rows, entries, strict=True):
         if not entry.done:
             continue
-        report.add_run(docs, entry.directory, () if row.name in first else row.pictures)
+        results_page.add_run(docs, entry.directory, () if row.name in first else row.pictures)
         first.add(row.name)
         finished.append(docs / "results" / entry.directory.name)
     if not finished:
         console.print("No run is finished, so there is nothing to report.")
         return
-    report.render_results(docs)
+    results_page.render_results(docs)
     found = [result for result in summary.read(docs / "results") if result.folder in finished]
     for table in report.network_tables(summary.networks(found), "Networks"):
         console.print(table)

@@ -73,6 +73,7 @@ def _cnn_pool(preset: str) -> Experiment:
 
 _FIGURES = ("reconstructions.png", "taken_for.png")
 _FEW_PASSES = {"repeats": 5, "curve_images": 1000}
+_EFFICIENT = {"epochs": 5, "batch_size": 100, "learning_rate": 2e-3, "decay_rate": 0.6, **_FEW_PASSES}
 
 # The order is that of the article's table.
 SUITES: Mapping[str, tuple[Experiment, ...]] = {
@@ -90,6 +91,7 @@ SUITES: Mapping[str, tuple[Experiment, ...]] = {
         _cnn_pool("cnn_pool_02"),
         Experiment("capsnet", "article", "Capsules", {"epochs": 3, **_FEW_PASSES}, pictures=_FIGURES),
         Experiment("em_capsnet", "article", "Capsules", {"epochs": 5, **_FEW_PASSES}, pictures=_FIGURES),
+        Experiment("efficient_capsnet", "efficient_capsnet", "Capsules", _EFFICIENT, pictures=_FIGURES),
     ),
 }
 
