@@ -25,7 +25,12 @@ def add_run(docs, config, value, restricted=("3", "4"), **values):
     folder = docs / "results" / config.run_id
     folder.mkdir(parents=True)
     (folder / runs.CONFIG).write_text(to_json(config))
-    environment = {"command": "python train.py", "processor": "cpu", "cores": 2, "accelerators": []}
+    environment = {
+        "command": "python train.py --output here",
+        "processor": "cpu",
+        "cores": 2,
+        "accelerators": [],
+    }
     (folder / runs.ENVIRONMENT).write_text(json.dumps({**environment, "tensorflow": "2"}))
     pd.DataFrame([{"epoch": 1, "loss": 0.1, "seconds": 90.0}]).to_csv(folder / runs.HISTORY, index=False)
     origin = Provenance(config.run_id, config.label, config.dataset, config.protocol, config.seed, "")
@@ -148,6 +153,8 @@ def test_a_published_run_replaces_the_older_of_its_name(tmp_path):
         *(runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE, "reconstructions.png")
     }
     (row,) = summary.networks(summary.read(tmp_path / "docs" / "results"))
+    environment = json.loads((old / runs.ENVIRONMENT).read_text())
+    assert environment["command"] == "python train.py" and environment["cores"] == 2
     assert (row.epochs, row.mean("Pinv")) == (7, 0.2) and len(
         list((tmp_path / "docs" / "results").iterdir())
     ) == 1

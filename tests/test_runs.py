@@ -145,3 +145,9 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (directory / ".partial-1-config.json").write_text("{")
     runs.prepare(directory, CONFIG)
     assert [path.name for path in directory.iterdir()] == [runs.CONFIG]
+
+
+def test_command_is_without_what_depends_on_the_machine():
+    command = "python scripts/train.py cnn --output 'my runs' --epochs 3 --resume --output=/here --seed 1"
+    assert runs.repeatable(command) == "python scripts/train.py cnn --epochs 3 --seed 1"
+    assert runs.repeatable("python train.py --dataset 'a b.npz'") == "python train.py --dataset 'a b.npz'"

@@ -1,5 +1,6 @@
 """docs/results.md: a page made from the tables of finished runs, and from nothing else."""
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,9 @@ def add_run(docs: Path, directory: Path, pictures: Sequence[str] = ()) -> None:
         for path in copied:
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
+        environment = json.loads((folder / runs.ENVIRONMENT).read_text())
+        environment["command"] = runs.repeatable(environment["command"])  # of a run of any version
+        (folder / runs.ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
 
 
 def render_results(docs: Path) -> None:

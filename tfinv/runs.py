@@ -117,7 +117,7 @@ def write_environment(directory: Path, devices: list[str], command: list[str]) -
         command: Command line that started the run.
     """
     environment = {
-        "command": shlex.join(["python", *(word for word in command if word != "--resume")]),
+        "command": repeatable(shlex.join(["python", *command])),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "accelerators": devices,
@@ -125,6 +125,18 @@ def write_environment(directory: Path, devices: list[str], command: list[str]) -
         **{name: _version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},
     }
     (directory / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def repeatable(command: str) -> str:
+    """Returns a command line without what depends on the machine, not on the run: where, and how often."""
+    words = iter(shlex.split(command))
+    kept = []
+    for word in words:
+        if word == "--output":
+            next(words, None)
+        elif word != "--resume" and not word.startswith("--output="):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _version(name: str) -> str | None:
