@@ -118,6 +118,29 @@ CASES = {
         ),
         [POSES],
     ),
+    "GroupConv2D": ("GroupConv2D", dict(filters=3), [MAPS]),
+    "GroupConv2D all": (
+        "GroupConv2D",
+        dict(
+            filters=2,
+            kernel_size=2,
+            strides=3,
+            padding="same",
+            num_rotations=2,
+            use_bias=False,
+            kernel_initializer="he_normal",
+            kernel_regularizer=keras.regularizers.L2(0.02),
+        ),
+        [MATRICES[..., 0]],
+    ),
+    "GroupPooling": ("GroupPooling", {}, [MATRICES[..., 0]]),
+    # Small values, for float32 finds a place to 1e-6 pixels.
+    "SpatialTransformer": ("SpatialTransformer", {}, [MAPS / 8, POSES[:, :2].reshape(4, 6) / 4]),
+    "SpatialTransformer rotation": (
+        "SpatialTransformer",
+        dict(transformation="rotation"),
+        [MAPS / 8, POSES[:, 0, :1]],
+    ),
 }
 
 

@@ -4,20 +4,26 @@ from tfinv.layers.capsule_readout import ClassMask, Length, Squash
 from tfinv.layers.conv_em_capsules import ConvEMCapsules
 from tfinv.layers.depthwise_primary_capsules import DepthwisePrimaryCapsules
 from tfinv.layers.em_capsules import EMCapsules
+from tfinv.layers.group_conv import GroupConv2D
+from tfinv.layers.group_pooling import GroupPooling
 from tfinv.layers.primary_capsules import PrimaryCapsules
 from tfinv.layers.primary_matrix_capsules import PrimaryMatrixCapsules
 from tfinv.layers.routing_capsules import RoutingCapsules
 from tfinv.layers.self_attention_capsules import SelfAttentionCapsules
+from tfinv.layers.spatial_transformer import SpatialTransformer
 
 __all__ = [
     "ClassMask",
     "ConvEMCapsules",
     "DepthwisePrimaryCapsules",
     "EMCapsules",
+    "GroupConv2D",
+    "GroupPooling",
     "Length",
     "PrimaryCapsules",
     "PrimaryMatrixCapsules",
     "RoutingCapsules",
     "SelfAttentionCapsules",
+    "SpatialTransformer",
     "Squash",
 ]

@@ -58,6 +58,11 @@ class Config:
 def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     """Builds the network; see tfinv.models for the contract."""
     images = keras.Input(input_shape, name="images")
+    return keras.Model(images, {"scores": classify(config, images, num_classes)}, name="cnn")
+
+
+def classify(config: Config, images, num_classes: int):
+    """Returns the scores [N, num_classes] that the network of `config` gives to images [N, H, W, C]."""
     maps = images
     for filters, kernel_size, strides, pool_size in config.convolutions():
         maps = layers.Conv2D(filters, kernel_size, strides, padding="same")(maps)
@@ -71,8 +76,7 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
     if config.dropout_rate > 0:
         features = layers.Dropout(config.dropout_rate)(features)
     logits = layers.Dense(num_classes)(features)
-    scores = layers.Softmax(dtype="float32", name="scores")(logits)
-    return keras.Model(images, {"scores": scores}, name="cnn")
+    return layers.Softmax(dtype="float32", name="scores")(logits)
 
 
 # 300 epochs are the authors' budget; a run states its own with --epochs.
