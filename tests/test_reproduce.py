@@ -212,7 +212,7 @@ def test_what_is_done_stays_what_stopped_goes_on_what_fails_is_reported(
 
     def kill_the_long_one(display, epochs):
         show(display, epochs)
-        if epochs and len(workers) == 2:
+        if epochs >= 3 and len(workers) == 2:
             os.kill(workers[1].pid, signal.SIGKILL)
 
     monkeypatch.setattr(sweep._Display, "show", kill_the_long_one)
@@ -230,7 +230,7 @@ def test_what_is_done_stays_what_stopped_goes_on_what_fails_is_reported(
 
     history = address(tmp_path / "out", long) / runs.HISTORY
     before = pd.read_csv(history)
-    assert 0 < len(before) < LONG
+    assert 3 <= len(before) < LONG
     model = address(tmp_path / "out", short) / runs.MODEL
     stamp = model.stat().st_mtime_ns
     _, text = reproduce("--list")
@@ -241,7 +241,8 @@ def test_what_is_done_stays_what_stopped_goes_on_what_fails_is_reported(
     assert code == 0 and len(workers) == 4, text
     assert "2 runs, 1 of them done" in text and "[2/2] cnn_01 s0 done" in text
     after = pd.read_csv(history)
-    assert len(after) == LONG and after.seconds[: len(before)].tolist() == before.seconds.tolist()
+    kept = len(before) - 1  # killed between history and checkpoint, it loses that one epoch
+    assert len(after) == LONG and after.seconds[:kept].tolist() == before.seconds[:kept].tolist()
     assert model.stat().st_mtime_ns == stamp
     assert "cnn_01" in page.read_text()
 
