@@ -74,6 +74,7 @@ def _cnn_pool(preset: str) -> Experiment:
 _FIGURES = ("reconstructions.png", "taken_for.png")
 _FEW_PASSES = {"repeats": 5, "curve_images": 1000}
 _EFFICIENT = {"epochs": 5, "batch_size": 100, "learning_rate": 2e-3, "decay_rate": 0.6, **_FEW_PASSES}
+_GIVEN = "Given the transformation"
 
 # The order is that of the article's table.
 SUITES: Mapping[str, tuple[Experiment, ...]] = {
@@ -92,6 +93,9 @@ SUITES: Mapping[str, tuple[Experiment, ...]] = {
         Experiment("capsnet", "article", "Capsules", {"epochs": 3, **_FEW_PASSES}, pictures=_FIGURES),
         Experiment("em_capsnet", "article", "Capsules", {"epochs": 5, **_FEW_PASSES}, pictures=_FIGURES),
         Experiment("efficient_capsnet", "efficient_capsnet", "Capsules", _EFFICIENT, pictures=_FIGURES),
+        Experiment("stn_cnn", "stn_cnn", _GIVEN),
+        Experiment("group_cnn", "group_cnn_c4", _GIVEN),
+        Experiment("group_cnn", "group_cnn_c8", _GIVEN),
     ),
 }
 
