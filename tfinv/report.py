@@ -12,6 +12,8 @@ from tfinv.config import RunConfig
 from tfinv.data import Protocol, get_protocol
 from tfinv.summary import Network, Result
 
+_ARTICLE = " (article)"
+
 
 def invariance_table(
     rows: pd.DataFrame, protocol: Protocol, article: Mapping[str, float], title: str
@@ -66,7 +68,7 @@ def network_tables(networks: Sequence[Network], title: str) -> list[Table]:
     """
     leading, _ = leaders(networks)
     rows = {title: list(map(network_row, networks)), leader_title(): leading}
-    return [_terminal_table(heading, cells) for heading, cells in rows.items() if cells]
+    return [_terminal_table(heading, list(map(_narrow, cells))) for heading, cells in rows.items() if cells]
 
 
 def protocol_of(config: RunConfig) -> Protocol:
@@ -81,7 +83,7 @@ def network_row(network: Network) -> dict[str, str]:
     row = {"network": network.name}
     for name in protocol.evaluations:
         row[name] = _mean(network, name)
-        row[f"{name} (article)"] = f"{article[name]:.4f}" if name in article else "-"
+        row[f"{name}{_ARTICLE}"] = f"{article[name]:.4f}" if name in article else "-"
     return row | _budget_cells(network)
 
 
@@ -157,10 +159,19 @@ def command_row(result: Result) -> dict[str, str]:
     }
 
 
-def _terminal_table(title: str, rows: Sequence[dict[str, str]]) -> Table:
+def _narrow(row: Mapping[str, str]) -> dict[str, str]:
+    """Returns a row for a terminal: the article's figure below ours, and of the budget the epochs."""
+    narrow = {key: cell for key, cell in row.items() if not key.endswith(_ARTICLE)}
+    for key in narrow:
+        if row.get(f"{key}{_ARTICLE}", "-") != "-":
+            narrow[key] += f"\narticle {row[f'{key}{_ARTICLE}']}"
+    return narrow | {"budget": row["budget"].split(", ")[0]}
+
+
+def _terminal_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
     table = Table(title=title)
     for name in rows[0]:
-        table.add_column(name.replace(" (article)", " art."))
+        table.add_column(name)
     for row in rows:
         table.add_row(*row.values())
     return table
