@@ -1,5 +1,7 @@
 """Efficient-CapsNet: few capsules, self-attention routing and a reconstructing decoder.
 
+Other than the authors' code, transformation matrices start at a truncated normal of 0.1, as in capsnet.
+
 Reference:
     Mazzia et al. 2021, "Efficient-CapsNet: Capsule Network with Self-Attention Routing".
 """
@@ -81,9 +83,9 @@ def objective(model: keras.Model) -> Objective:
 PRESETS = {
     "quick": Preset(
         Config(filters=(16, 32, 32, 64), decoder_units=(128, 256)),
-        TrainingConfig(epochs=5, batch_size=100, learning_rate=2e-3, decay_rate=0.6),
-        EvaluationConfig(repeats=10, curve_images=2000),
-        description="the paper's topology, narrower",
+        TrainingConfig(epochs=4, batch_size=100, learning_rate=3e-3, decay_rate=0.5),
+        EvaluationConfig(repeats=10, curve_images=1000),
+        description="the paper's topology, narrower; under 5 minutes on 2 cores",
     ),
     "efficient_capsnet": Preset(
         Config(),
