@@ -90,14 +90,16 @@ class ImaginationConfig:
     operator_steps: int = 36
     """Linear operators, one a step of each component of the parameter."""
     operator_classes: int | None = None
-    """Free classes the transformation is learned from, in the order of their labels; all if not given."""
-    operator_pairs: int = 40_000
-    """Pairs of images each operator is learned from; an image may serve in several."""
+    """Free classes the transformation is learned from, drawn by the seed; all if not given."""
+    operator_pairs: int = 10_000
+    """Pairs of images each operator is learned from, at most."""
     ridge: float | None = None
     """Strength of the ridge, relative to the mean square of a pixel; chosen on held-out free images if not
     given."""
     address_steps: int = 1000
     """Gradient steps of the address field, which starts from what the operators imply."""
+    imagined_from: Literal["identity", "range"] = "identity"
+    """What imagined images start from: the image as it is, or anything in the range of restricted classes."""
     imagined_share: float = 0.5
     """Part of each batch that is imagined."""
     imagined_classes: Literal["all", "restricted"] = "all"

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tyro
 from rich.console import Console
 
-from tfinv import evaluation, export, figures, models, ops, report, results, runs, training
+from tfinv import evaluation, export, figures, imagination, models, ops, report, results, runs, training
 from tfinv.config import EvaluationConfig, RunConfig, check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
 from tfinv.data.transforms import get_transform
@@ -42,10 +42,12 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
     protocol = get_protocol(config.protocol).replace(config.restricted_classes, config.excluded_classes)
     dataset = load_dataset(config.dataset)
     test = select(protocol, dataset, "test", limit=config.limit)
-    if not len(select(protocol, dataset, "train", config.training.validation_fraction, config.limit)):
+    train = select(protocol, dataset, "train", config.training.validation_fraction, config.limit)
+    if not len(train):
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
     _implementation(config)  # refuses one that is absent
     training.check(config, dataset.image_shape, len(test.class_names))
+    imagination.check(protocol, train, config.imagining, config.seed)
     check_writable(output)
     directory = output / config.run_id
     with runs.locked(directory):

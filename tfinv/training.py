@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from tfinv import models, results, runs
+from tfinv import imagination, models, results, runs
 from tfinv.config import RunConfig, TrainingConfig
-from tfinv.data import Dataset, Protocol, batches, select
+from tfinv.data import Dataset, Protocol, Split, batches, select
 from tfinv.errors import UsageError
 from tfinv.files import replacing
 
@@ -72,7 +72,8 @@ def check(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int
 def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Path) -> keras.Model:
     """Trains the network of a run, from its last checkpoint if there is one.
 
-    Writes history.csv, checkpoint.npz (last) and best.keras after each epoch, model.keras at the end.
+    Writes history.csv, checkpoint.npz (last) and best.keras after each epoch, model.keras at the end, and
+    imagination.keras before all if a transformation is learned.
 
     Args:
         config: The run.
@@ -108,7 +109,7 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
     if training.tensorboard:
         callbacks.insert(0, keras.callbacks.TensorBoard(directory / "tensorboard"))
     if start < training.epochs:
-        train_data = batches(protocol, split, training.batch_size, config.seed, training.epochs, start)
+        train_data = _train_data(config, protocol, split, directory, start)
         held_out_data = None
         if len(held_out):
             held_out_data = batches(
@@ -135,6 +136,18 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
         model.set_weights(trained.get_weights())
     save_model(model, directory / runs.MODEL)
     return model
+
+
+def _train_data(
+    config: RunConfig, protocol: Protocol, split: Split, directory: Path, start: int
+) -> tf.data.Dataset:
+    """Batches of the epochs that remain, imagined ones among them if the run asks for that."""
+    size, epochs, imagining = config.training.batch_size, config.training.epochs, config.imagining
+    if imagining.imagination == "none":
+        return batches(protocol, split, size, config.seed, epochs, start)
+    learned = imagination.load_or_learn(protocol, split, imagining, config.seed, directory)
+    stream = imagination.ImaginedStream(protocol, imagining, learned)
+    return stream.batches(split, size, config.seed, epochs, start)
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -13,6 +13,7 @@ from tfinv.ops import dynamic_routing
 RANDOM = np.random.default_rng(0)
 POSES = RANDOM.normal(size=(4, 6, 3)).astype(np.float32)
 MAPS = RANDOM.normal(size=(4, 9, 7, 2)).astype(np.float32)
+ANGLES = np.array([10.0, 100.0, 190.0, 300.0], np.float32)
 LABELS = np.array([5, 0, 3, 3], np.int32)
 MATRICES = RANDOM.normal(size=(4, 4, 5, 2, 3, 3)).astype(np.float32)
 ACTIVATIONS = RANDOM.uniform(0.1, 0.9, (4, 4, 5, 2)).astype(np.float32)
@@ -24,6 +25,18 @@ CASES = {
     "Squash": ("Squash", {}, [POSES]),
     "Squash maps": ("Squash", {}, [MAPS]),
     "Length": ("Length", {}, [POSES]),
+    "LinearOperators": ("LinearOperators", dict(num_steps=3), [MAPS, ANGLES]),
+    "LinearOperators all": (
+        "LinearOperators",
+        dict(num_steps=5, low=-90.0, high=200.0, periodic=False, interpolation="linear"),
+        [MAPS, ANGLES],
+    ),
+    "AddressField": ("AddressField", dict(period=360.0), [MAPS, ANGLES]),
+    "AddressField all": (
+        "AddressField",
+        dict(hidden_units=(6, 5), period=None, scale=2.0, output_size=(5, 8)),
+        [MAPS, POSES[:, 0]],
+    ),
     "ClassMask": ("ClassMask", {}, [POSES]),
     "ClassMask labels": ("ClassMask", {}, [POSES, LABELS]),
     "PrimaryCapsules": ("PrimaryCapsules", dict(channels=3, pose_dim=4, kernel_size=3), [MAPS]),

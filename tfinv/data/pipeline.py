@@ -4,6 +4,8 @@ Order and parameters are stateless functions of (seed, epoch, index), so that a 
 an epoch sees exactly what an uninterrupted one sees.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +16,7 @@ from tfinv.data.transforms import get_transform
 
 # Different uses of one seed must not share random numbers.
 _PURPOSES = ("order", "parameters")
-_STREAMS = ("train", "validation", "test")
+_STREAMS = ("train", "validation", "test", "pairs", "starts", "steps")
 
 
 def sample_parameters(
@@ -33,7 +35,8 @@ def sample_parameters(
         seed: Seed, at least 0.
         epoch: Pass number, at least 0 (int or scalar tensor).
         override: Range for all images in place of the protocol's.
-        stream: "train", "validation" or "test"; each has random numbers of its own.
+        stream: What for: "train", "validation", "test", or "pairs", "starts", "steps" of imagination; each
+            has random numbers of its own.
 
     Returns:
         Parameters [N, *PARAMETER_SHAPE], float32.
@@ -119,8 +122,13 @@ def batches(
     start_epoch: int = 0,
     shuffle: bool = True,
     stream: str = "train",
+    replace: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
-    """Makes the pipeline of selected images; see `make_dataset` and, for `stream`, `sample_parameters`."""
+    """Makes the pipeline of selected images; see `make_dataset` and, for `stream`, `sample_parameters`.
+
+    `replace` returns the parameters of an epoch [N, *PARAMETER_SHAPE] to use in place of those drawn, given
+    the epoch, those drawn, the place of each image in its batch [N] and whether its class is restricted [N].
+    """
     count = len(split)
     images, labels = tf.constant(split.images), tf.constant(split.labels)
 
@@ -135,6 +143,9 @@ def batches(
         parameters = tf.gather(
             sample_parameters(protocol, split.restricted, seed, epoch, stream=stream), order
         )
+        if replace is not None:
+            restricted = tf.gather(tf.constant(split.restricted), order)
+            parameters = replace(epoch, parameters, tf.range(count) % batch_size, restricted)
         return tf.data.Dataset.from_tensor_slices((order, parameters)).batch(batch_size)
 
     @tf.autograph.experimental.do_not_convert

@@ -1,0 +1,27 @@
+"""Imagination: training on images beyond the range of their class, by a transformation that was learned.
+
+The transformation is learned from pairs of images of the free classes and then applied to all classes. What
+learns is linear operators in closed form or an address field; neither knows of what kind it is.
+"""
+
+from tfinv.imagination.address import learn_address_field
+from tfinv.imagination.errors import relative_errors
+from tfinv.imagination.learning import FILE, check, learn, load_or_learn
+from tfinv.imagination.operators import assemble, learn_operators
+from tfinv.imagination.pairs import free_images, steps_of
+from tfinv.imagination.stream import ImaginedStream, render_learned
+
+__all__ = [
+    "FILE",
+    "ImaginedStream",
+    "assemble",
+    "check",
+    "free_images",
+    "learn",
+    "learn_address_field",
+    "learn_operators",
+    "load_or_learn",
+    "relative_errors",
+    "render_learned",
+    "steps_of",
+]

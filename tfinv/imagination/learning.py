@@ -1,0 +1,84 @@
+"""Learns the transformation that a run asks for, or loads what the run learned before."""
+
+import logging
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+import tfinv.layers  # noqa: F401  registers the layers that a file may contain
+from tfinv.config import ImaginationConfig
+from tfinv.data import Protocol, Split
+from tfinv.errors import UsageError
+from tfinv.files import replacing
+from tfinv.imagination.address import learn_address_field
+from tfinv.imagination.operators import assemble, learn_operators
+from tfinv.imagination.pairs import free_images, steps_of
+
+FILE = "imagination.keras"
+LEARNED = ("operators", "address")
+_LOG = logging.getLogger(__name__)
+
+
+def check(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int) -> None:
+    """Raises UsageError if `learn` could not start."""
+    if config.imagination in LEARNED:
+        steps_of(protocol, config)
+        free_images(split, config, seed)
+
+
+def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int) -> keras.Model | None:
+    """Learns a transformation from pairs of images of the free classes of a training part.
+
+    Args:
+        protocol: Says which classes are free, and the range.
+        split: Training images.
+        config: What to learn, and how.
+        seed: Seed.
+
+    Returns:
+        A model from images [N, H, W, C] above black and steps [G, *PARAMETER_SHAPE] to images; see
+        `render_learned`. None if nothing is to be learned.
+
+    Raises:
+        UsageError: If the classes or the protocol do not allow it.
+    """
+    if config.imagination not in LEARNED:
+        return None
+    begin = time.monotonic()
+    layers = learn_operators(protocol, split, config, seed)
+    if config.imagination == "address":
+        layers = [learn_address_field(protocol, split, config, layers, seed)]
+    model = assemble(protocol, split.images.shape[1:], layers)
+    size = sum(weight.numpy().nbytes for weight in model.weights) / 2**20
+    _LOG.info(
+        "Learned the transformation (%s, %.0f MiB) in %.0f s.",
+        config.imagination,
+        size,
+        time.monotonic() - begin,
+    )
+    return model
+
+
+def load_or_learn(
+    protocol: Protocol, split: Split, config: ImaginationConfig, seed: int, directory: Path
+) -> keras.Model | None:
+    """Like `learn`, but once for a run directory, so that a resumed run imagines bitwise the same.
+
+    Raises:
+        UsageError: If what was learned before cannot be read, or as `learn` does.
+    """
+    path = directory / FILE
+    if not path.is_file():
+        model = learn(protocol, split, config, seed)
+        if model is not None:
+            with replacing(path) as partial:
+                model.save(partial)
+        return model
+    try:
+        with tf.device("CPU:0"):  # where the input pipeline runs
+            return keras.models.load_model(path, compile=False)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"Damaged file: {path} ({reason}). Start again with --overwrite.") from None

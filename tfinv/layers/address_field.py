@@ -1,0 +1,155 @@
+"""A learned field of source addresses, controlled by a parameter."""
+
+import itertools
+import math
+
+import keras
+from keras import ops
+
+from tfinv.layers._checks import check_at_least_one
+
+
+@keras.saving.register_keras_serializable(package="tfinv")
+class AddressField(keras.layers.Layer):
+    """Reads each output cell from an address in the input map that a network computes from the parameter.
+
+    The network is dense layers; without hidden ones each address is an affine function of the code. It starts
+    with every cell reading itself, whatever the parameter. A cell is read as a mean of the four about the
+    address with weights relu(1 - |dx|) relu(1 - |dy|), zero outside the map. These depend on the address
+    through the nearest cells only, so start from addresses near the right ones, or fit blurred images first
+    (`tfinv.imagination.learn_address_field`).
+
+    Args:
+        hidden_units: Widths of hidden dense layers (ReLU).
+        period: Period of a scalar parameter, which is then coded as its cosine and sine; None takes the
+            parameter, divided by `scale`, for the code.
+        scale: What a parameter without period is divided by.
+        output_size: Height and width of the output; those of the input if not given.
+
+    Input shape:
+        List of maps [N, H, W, C] and parameters [G] or [G, E], where G divides N: each parameter is that of
+        N / G successive maps.
+
+    Output shape:
+        Maps [N, H', W', C].
+
+    Reference:
+        Potapov et al. 2018, "HyperNets and their application to learning spatial transformations"
+        (arXiv 1807.09226), and its authors' address variant.
+    """
+
+    def __init__(
+        self,
+        hidden_units: tuple[int, ...] = (),
+        period: float | None = None,
+        scale: float = 1.0,
+        output_size: tuple[int, int] | None = None,
+        **kwargs,
+    ):
+        # Half precision would misplace the addresses.
+        super().__init__(**{"autocast": False, **kwargs})
+        for units in hidden_units:
+            check_at_least_one(hidden_units=units)
+        for name, value in (("period", period), ("scale", scale)):
+            if value is not None and not value > 0:
+                raise ValueError(
+                    f"Invalid value for argument {name}. Expected more than 0. Received: {name}={value}"
+                )
+        self.hidden_units = tuple(hidden_units)
+        self.period = period
+        self.scale = scale
+        self.output_size = None if output_size is None else tuple(output_size)
+
+    def build(self, input_shape):
+        maps, parameters = input_shape
+        if None in maps[1:3]:
+            raise ValueError(f"AddressField needs maps of known size. Received: input_shape={input_shape}")
+        if len(parameters) > 2 or (self.period is not None and math.prod(parameters[1:]) != 1):
+            raise ValueError(
+                "AddressField needs parameters of shape [G] or [G, E], and one number each if periodic. "
+                f"Received: input_shape={input_shape}"
+            )
+        height, width = self.output_size or maps[1:3]
+        sizes = (2 if self.period else math.prod(parameters[1:]), *self.hidden_units, height * width * 2)
+        self.layer_weights = [
+            (
+                self.add_weight(
+                    shape=(size, units),
+                    initializer="zeros" if number == len(sizes) - 2 else "glorot_uniform",
+                    autocast=False,
+                    name=f"kernel_{number}",
+                ),
+                self.add_weight(shape=(units,), initializer="zeros", autocast=False, name=f"bias_{number}"),
+            )
+            for number, (size, units) in enumerate(itertools.pairwise(sizes))
+        ]
+
+    def codes(self, parameters):
+        """Returns what the network sees of parameters [G] or [G, E]: [G, E], float32."""
+        parameters = ops.cast(parameters, "float32")
+        if self.period is None:
+            return ops.reshape(parameters / self.scale, (-1, self.layer_weights[0][0].shape[0]))
+        turns = ops.reshape(parameters, (-1,)) * (2.0 * math.pi / self.period)
+        return ops.stack([ops.cos(turns), ops.sin(turns)], axis=-1)
+
+    def addresses(self, parameters, input_size: tuple[int, int]):
+        """Returns the row and column, in input cells, that each output cell is read from.
+
+        Args:
+            parameters: [G] or [G, E].
+            input_size: Height and width of the input.
+
+        Returns:
+            [G, H' * W', 2], float32.
+        """
+        values = self.codes(parameters)
+        for number, (kernel, bias) in enumerate(self.layer_weights):
+            values = ops.relu(values) if number else values
+            values = ops.matmul(values, ops.convert_to_tensor(kernel)) + ops.convert_to_tensor(bias)
+        offsets = ops.reshape(values, (-1, values.shape[-1] // 2, 2))
+        return offsets + ops.convert_to_tensor(self.initial_addresses(input_size), "float32")
+
+    def initial_addresses(self, input_size: tuple[int, int]) -> list[tuple[float, float]]:
+        """Returns what each output cell [H' * W'] reads untrained: the input cell at its own place."""
+        rows, columns = (
+            [(place + 0.5) * cells / count - 0.5 for place in range(count)]
+            for cells, count in zip(input_size, self.output_size or input_size, strict=True)
+        )
+        return [(row, column) for row in rows for column in columns]
+
+    def call(self, inputs):
+        maps, parameters = inputs
+        _, height, width, channels = maps.shape
+        addresses = self.addresses(parameters, (height, width))
+        groups, cells = ops.shape(addresses)[0], addresses.shape[1]
+        maps = ops.reshape(ops.cast(maps, self.compute_dtype), (groups, -1, height * width, channels))
+        corner = ops.floor(addresses)
+        # The fraction is relu(1 - |d|) of the next cell. At an address of whole numbers, where the relus have
+        # no derivative, it has one: untrained fields would never move.
+        next_share = addresses - corner
+        read = 0.0
+        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            rows, columns = corner[..., 0] + down, corner[..., 1] + right
+            row_share, column_share = next_share[..., 0], next_share[..., 1]
+            weights = (row_share if down else 1.0 - row_share) * (
+                column_share if right else 1.0 - column_share
+            )
+            inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+            weights = ops.cast(ops.where(inside, weights, 0.0), self.compute_dtype)
+            index = ops.clip(rows, 0, height - 1) * width + ops.clip(columns, 0, width - 1)
+            index = ops.reshape(ops.cast(index, "int32"), (groups, 1, cells, 1))
+            read += ops.take_along_axis(maps, index, axis=2) * ops.reshape(weights, (groups, 1, cells, 1))
+        return ops.reshape(read, (-1, *(self.output_size or (height, width)), channels))
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape[0]
+        return (batch, *(self.output_size or (height, width)), channels)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_units": self.hidden_units,
+            "period": self.period,
+            "scale": self.scale,
+            "output_size": self.output_size,
+        }
