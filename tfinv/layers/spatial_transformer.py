@@ -50,7 +50,8 @@ class SpatialTransformer(keras.layers.Layer):
     def call(self, inputs):
         images, parameters = inputs
         images = ops.cast(images, self.compute_dtype)
-        parameters = ops.cast(parameters, keras.backend.result_type(parameters.dtype, "float32"))
+        if keras.backend.standardize_dtype(parameters.dtype) != "float64":
+            parameters = ops.cast(parameters, "float32")
         columns, rows = self._places(parameters, *ops.shape(images)[1:3])
         return bilinear_sample(images, columns, rows)
 
@@ -109,7 +110,7 @@ def bilinear_sample(images, columns, rows):
         weight = (beyond_left if right else 1 - beyond_left) * (beyond_top if down else 1 - beyond_top)
         column, row = left + right, top + down
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        weight = ops.cast(ops.where(inside, weight, 0), images.dtype)
+        weight = ops.cast(weight * ops.cast(inside, weight.dtype), images.dtype)
         column, row = (ops.cast(ops.where(inside, place, 0), "int32") for place in (column, row))
         sampled = sampled + ops.take(pixels, first + row * width + column, axis=0) * weight[..., None]
     return sampled

@@ -72,7 +72,7 @@ def symmetric_kernel(kernel_size: int, strides: int, size: int) -> int:
 _TRAINING = TrainingConfig(epochs=15, batch_size=128, learning_rate=1e-3, decay_rate=0.8)
 PRESETS = {
     "quick": Preset(
-        Config(filters=(4, 8), dense_filters=16),
+        Config(filters=(4, 8), dense_filters=32),
         TrainingConfig(epochs=4, batch_size=128, learning_rate=2e-3, decay_rate=0.5),
         description="C8, narrower",
     ),
