@@ -106,10 +106,10 @@ def train_any(description: str, arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     known = f"Models: {', '.join(models.available())}"
     if not arguments or arguments[0].startswith("-"):
-        print(f"{description}\n{known}")
-        if not {"-h", "--help"} & set(arguments):
-            _fail(f"Name a model first. {known}")
-        return
+        print(f"usage: train.py MODEL [OPTIONS]\n\n{description}\n{known}")
+        if {"-h", "--help"} & set(arguments):
+            sys.exit(0)
+        _fail(f"Name a model first. {known}")
     name = arguments[0]
     presets: list[str] = []
     guarded(lambda: presets.extend(models.get_model(name).PRESETS))
