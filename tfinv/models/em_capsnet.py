@@ -123,8 +123,8 @@ PRESETS = {
             variant="article",
             batch_normalization=True,
         ),
-        TrainingConfig(epochs=5, batch_size=100, learning_rate=3e-3, decay_rate=0.6),
-        EvaluationConfig(repeats=10, curve_images=2000),
+        TrainingConfig(epochs=5, batch_size=50, learning_rate=6e-3, decay_rate=0.6),
+        EvaluationConfig(repeats=10, curve_images=1000),
         description="the article's topology, narrower",
     ),
     "article": Preset(
