@@ -28,8 +28,9 @@ def reference(transformation, images, parameters):
             x = width / 2 * ((1 + p[0]) * u + p[1] * v + p[2])
             y = height / 2 * (p[3] * u + (1 + p[4]) * v + p[5])
         x, y = x - 0.5 + width / 2, y - 0.5 + height / 2
-        for i, j in np.ndindex(height, width):
-            shown[n, row, column] += max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j)) * images[n, i, j]
+        near_rows = np.maximum(0, 1 - np.abs(y - np.arange(height)))
+        near_columns = np.maximum(0, 1 - np.abs(x - np.arange(width)))
+        shown[n, row, column] = near_columns @ np.tensordot(near_rows, images[n], 1)
     return shown
 
 
