@@ -238,6 +238,9 @@ def test_history_has_one_row_an_epoch_and_no_temporary_file_stays(train, tmp_pat
     assert history.seconds.min() > 0 and history.learning_rate.tolist() == pytest.approx([9e-4, 8.1e-4])
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["best.keras", "checkpoint.npz", "config.json", "history.csv", "model.keras"]
+    for name in (runs.MODEL, runs.BEST_MODEL):
+        loaded = keras.models.load_model(tmp_path / "run" / name)
+        assert not loaded.compiled, "an optimizer's state takes twice the room of the weights"
 
 
 def test_it_learns(train, tmp_path):
