@@ -151,7 +151,7 @@ def _train_data(
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Saves a .keras file atomically, without the optimizer, whose state takes twice the room of the weights."""
+    """Saves a .keras file atomically, without the optimizer: its state is twice the weights."""
     if model.compiled and hasattr(model, "output"):  # a functional one, as those of tfinv.models
         model = keras.Model(model.input, model.output, name=model.name)
     with replacing(path) as partial:
