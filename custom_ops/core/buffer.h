@@ -4,23 +4,75 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <mutex>
 #include <new>
+#include <vector>
 
 #include "cpu_kernels.h"
 
 namespace tfinv {
 
+constexpr size_t kKeptFrom = size_t{1} << 16;  // bytes; smaller blocks the allocator keeps itself
+constexpr size_t kKeptBytes = size_t{1} << 25;  // 32 MiB a process
+
+// Blocks between two uses: fresh pages from the system cost as much as some of the passes that write them. Of the
+// blocks that are kept the oldest makes room.
+class KeptBlocks {
+ public:
+  // Never destroyed: a thread of the host framework may outlive the statics.
+  static KeptBlocks& Instance() {
+    static KeptBlocks* const blocks = new KeptBlocks;
+    return *blocks;
+  }
+
+  // A block of exactly `bytes`, or null.
+  float* Take(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t index = blocks_.size(); index-- > 0;) {
+      if (blocks_[index].bytes != bytes) continue;
+      float* data = blocks_[index].data;
+      blocks_.erase(blocks_.begin() + index);
+      kept_ -= bytes;
+      return data;
+    }
+    return nullptr;
+  }
+
+  void Give(float* data, size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    blocks_.push_back({data, bytes});
+    for (kept_ += bytes; kept_ > kKeptBytes; blocks_.erase(blocks_.begin())) {
+      kept_ -= blocks_.front().bytes;
+      std::free(blocks_.front().data);
+    }
+  }
+
+ private:
+  struct Block {
+    float* data;
+    size_t bytes;
+  };
+  std::mutex mutex_;
+  std::vector<Block> blocks_;  // the oldest first
+  size_t kept_ = 0;
+};
+
 // Uninitialised floats at a multiple of kAlignment bytes.
 class Buffer {
  public:
-  explicit Buffer(size_t floats = 0) {
-    if (floats == 0) return;
-    const size_t bytes = (floats * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-    data_ = static_cast<float*>(std::aligned_alloc(kAlignment, bytes));
+  explicit Buffer(size_t floats = 0) : bytes_((floats * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment) {
+    if (bytes_ == 0) return;
+    if (bytes_ >= kKeptFrom) data_ = KeptBlocks::Instance().Take(bytes_);
+    if (data_ == nullptr) data_ = static_cast<float*>(std::aligned_alloc(kAlignment, bytes_));
     if (data_ == nullptr) throw std::bad_alloc();
   }
-  ~Buffer() { std::free(data_); }
-  Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+  ~Buffer() {
+    if (data_ != nullptr && bytes_ >= kKeptFrom)
+      KeptBlocks::Instance().Give(data_, bytes_);
+    else
+      std::free(data_);
+  }
+  Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   Buffer& operator=(Buffer&&) = delete;
@@ -29,6 +81,7 @@ class Buffer {
 
  private:
   float* data_ = nullptr;
+  size_t bytes_;
 };
 
 constexpr int64_t kPackedTogether = 64;  // values of each sample: what is written stays in the first-level cache

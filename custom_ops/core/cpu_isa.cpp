@@ -9,14 +9,16 @@ namespace TFINV_ISA {
 namespace {
 #include "simd.h"
 #include "tiles.inc"
+#include "scatter_cpu.inc"
 #include "dynamic_cpu.inc"
 #include "em_steps.inc"
 #include "em_cpu.inc"
 }  // namespace
 
 extern const CpuKernels kKernels;
-const CpuKernels kKernels = {kLanes,  RouteScratch, SumVotes,         Route,    Agree,
-                             ScatterScratch, Scatter, EmForwardScratch, EmForwardBlock, EmBackwardScratch, EmBackwardBlock};
+const CpuKernels kKernels = {kLanes,           RouteScratch,   SumVotes,          Route,          Agree,
+                             ScatterScratch,   Scatter,        EmForwardScratch,  EmForwardBlock, EmBackwardScratch,
+                             EmBackwardBlock};
 
 }  // namespace TFINV_ISA
 }  // namespace tfinv

@@ -1,10 +1,10 @@
 // What the drivers (dynamic_cpu.cpp, em_cpu.cpp; compiled once) ask of the kernels (*.inc; compiled once for
 // each instruction set by cpu_isa.cpp).
 //
-// The kernels work on several samples at once, one a lane of a vector: no reduction crosses lanes but in
-// the gradient of the weights, and any I, J, K, D fills the vectors. Samples [B, ...] are packed to
+// The kernels work on several samples at once, one a lane of a vector (but for `scatter`): no reduction crosses
+// lanes, and any I, J, K, D fills the vectors. Samples [B, ...] are packed to
 //   packed [vector][...][lane],  sample b = vector * lanes + lane,
-// lanes past the end are 0. A packed state of J * D values a sample has `Stride` floats a vector, a little
+// lanes past the end are 0. A packed state of J * D values a sample has `state_stride` floats a vector, a little
 // more than J * D * lanes: neighbouring vectors must not share the low bits of their addresses.
 #ifndef TFINV_CUSTOM_OPS_CORE_CPU_KERNELS_H_
 #define TFINV_CUSTOM_OPS_CORE_CPU_KERNELS_H_
@@ -28,7 +28,7 @@ static inline __attribute__((always_inline)) int64_t CoefficientRow(int64_t chil
 struct DynamicPass {
   int64_t children, parents, child_dim, parent_dim;  // I, J, K, D
   int64_t first_child, last_child;
-  int64_t vectors;          // of samples, at most kVectorsAtOnce (but for `scatter`: any number)
+  int64_t vectors;          // of samples, at most kVectorsAtOnce
   const float* poses;       // packed [vector][I][K][lane]
   const float* weights;     // [I, J, K, D]
   const float* bias;        // [I, J] or null
@@ -40,18 +40,19 @@ struct DynamicPass {
   float* coefficients;        // [CoefficientRow][vector][iteration][2][lane], from this iteration on
   int64_t row_stride;         // floats from one row to the next
   int64_t vector_stride;      // floats from one vector to the next
-  float* scratch;           // of at least the floats that scratch_floats tells
+  float* scratch;           // of at least the floats that route_scratch or scatter_scratch tells
 };
 
 // The last pass of the gradient: all iterations of a range of children and all samples of a block.
 struct DynamicScatter {
-  DynamicPass pass;             // children, samples, poses, weights; the rest unused
-  int iterations;
-  bool uniform_start;           // no bias: coupling_1 is a constant, already in dsums[0], and has no coefficients
-  const float* const* agreed;   // [R] packed states
-  const float* const* dsums;    // [R]
+  DynamicPass pass;             // sizes, children, poses [samples, I, K] (not packed), weights, coefficients, scratch
+  int64_t samples;
+  // What dvotes adds up, side by side: [J][samples][state_count][D], D padded to whole vectors. States are dsums_1
+  // of a uniform start (no bias), then dsums_t and agreed_t of each iteration that has coefficients.
+  const float* states;
+  int64_t state_count, terms;   // `terms` of the states have coefficients: all, or all but the first
   bool accumulate;              // add to dweights and dbias instead of writing them
-  float* dposes;                // packed [vector][I][K][lane]
+  float* dposes;                // [samples, I, K]
   float* dweights;              // [I, J, K, D]
   float* dbias;                 // [I, J] or null
 };

@@ -17,7 +17,10 @@ namespace {
 
 constexpr int64_t kRanges = 32;                         // of children, at most
 constexpr int64_t kCoefficientFloats = int64_t{1} << 26;  // of coupling and dlogits at once: 256 MiB
-constexpr int64_t kSamplesAtOnce = 32;                  // in the gradient: their states of a parent fit the first-level cache
+// Samples of the gradient at once: as many as have their coupling and dlogits in the third-level cache (32 MiB), so
+// that weights and dweights pass few times.
+constexpr int64_t kCachedFloats = int64_t{1} << 23;
+constexpr int64_t kFewestSamples = 32, kMostSamples = 128;
 
 int64_t Ceil(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
@@ -138,14 +141,30 @@ void SquashGradient(const Block& block, float* sums, float* dvalues, float scale
   });
 }
 
+// States of a block, packed, from and to those of its samples [count, J, D].
 void UnpackState(const Block& block, const float* state, float* samples) {
   for (int64_t vector = 0; vector < block.vectors; ++vector)
-    Unpack(state, block.first, block.count, block.components, block.lanes, block.stride, vector, samples);
+    Unpack(state, 0, block.count, block.components, block.lanes, block.stride, vector, samples);
 }
 
 void PackState(const Block& block, const float* samples, float* state) {
   for (int64_t vector = 0; vector < block.vectors; ++vector)
-    Pack(samples, block.first, block.count, block.components, block.lanes, block.stride, vector, state);
+    Pack(samples, 0, block.count, block.components, block.lanes, block.stride, vector, state);
+}
+
+// States [vector][stride] as DynamicScatter wants them.
+Buffer GatherStates(const Block& block, const std::vector<const float*>& states) {
+  const int64_t size = block.dims.parent_dim, padded = Ceil(size, block.lanes) * block.lanes;
+  Buffer gathered(block.dims.parents * block.count * states.size() * padded);
+  float* to = gathered.get();
+  for (int64_t parent = 0; parent < block.dims.parents; ++parent)
+    for (int64_t sample = 0; sample < block.count; ++sample)
+      for (const float* state : states) {
+        const float* from = state + sample / block.lanes * block.stride + parent * size * block.lanes +
+                            sample % block.lanes;
+        for (int64_t d = 0; d < padded; ++d) *to++ = d < size ? from[d * block.lanes] : 0.0f;
+      }
+  return gathered;
 }
 
 }  // namespace
@@ -182,8 +201,9 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
     return;
   }
   const int64_t unit = Kernels().lanes * kVectorsAtOnce;
-  const int64_t affordable = kCoefficientFloats / (2 * steps * pairs) / unit * unit;
-  const int64_t most = std::max(unit, std::min(affordable, kSamplesAtOnce));
+  auto affordable = [&](int64_t floats) { return floats / (2 * steps * pairs) / unit * unit; };
+  const int64_t wanted = std::clamp(affordable(kCachedFloats), kFewestSamples, kMostSamples);
+  const int64_t most = std::max(unit, std::min(affordable(kCoefficientFloats), wanted));
   const int64_t at_once = Ceil(Ceil(dims.batch, Ceil(dims.batch, most)), unit) * unit;  // blocks of one size
   for (int64_t first = 0; first < dims.batch; first += at_once) {
     Block block(dims, first, std::min(at_once, dims.batch - first), executor);
@@ -197,7 +217,7 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
     std::vector<float*> states(steps), agreed(steps), dsums(steps);
     for (int64_t t = 0; t < steps; ++t) {
       states[t] = block.NewState();
-      PackState(block, sums + t * dims.batch * block.components, states[t]);
+      PackState(block, sums + (t * dims.batch + first) * block.components, states[t]);
       agreed[t] = block.NewState();
       if (t == 0) continue;
       std::memcpy(agreed[t], agreed[t - 1], block.vectors * block.stride * sizeof(float));
@@ -209,7 +229,7 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
     for (int64_t t = steps - 1; t >= 0; --t) {
       dsums[t] = block.NewState();
       if (t == steps - 1)
-        PackState(block, doutputs, dsums[t]);
+        PackState(block, doutputs + first * block.components, dsums[t]);
       else
         std::memcpy(dsums[t], dagreed, block.vectors * block.stride * sizeof(float));
       const bool uniform = t == 0 && !bias;
@@ -226,30 +246,34 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
         for (int64_t index = 0; index < block.vectors * block.stride; ++index) dagreed[index] += total[index];
     }
 
-    Buffer packed_gradient(block.vectors * block.pose_stride);
+    // The states that the last pass adds up.
+    std::vector<const float*> added;
+    if (!bias) added.push_back(dsums[0]);
+    for (int64_t t = start; t < steps; ++t) {
+      added.push_back(dsums[t]);
+      added.push_back(agreed[t]);
+    }
+    const Buffer gathered = GatherStates(block, added);
+
     ParallelFor(executor, block.ranges, [&](int64_t part) {
       DynamicScatter scatter = {};
-      scatter.pass = block.Pass(packed.get(), weights, bias);
+      scatter.pass = block.Pass(poses + first * dims.children * dims.child_dim, weights, bias);
       scatter.pass.first_child = part * block.range;
       scatter.pass.last_child = std::min(dims.children, scatter.pass.first_child + block.range);
-      scatter.pass.vectors = block.vectors;
       scatter.pass.coefficients = coefficients.get();
       scatter.pass.row_stride = row_stride;
-      scatter.iterations = dims.iterations;
-      scatter.uniform_start = !bias;
-      scatter.agreed = agreed.data();
-      scatter.dsums = dsums.data();
+      scatter.pass.vector_stride = vector_stride;
+      scatter.samples = block.count;
+      scatter.states = gathered.get();
+      scatter.state_count = static_cast<int64_t>(added.size());
+      scatter.terms = 2 * (steps - start);
       scatter.accumulate = first > 0;
-      scatter.dposes = packed_gradient.get();
+      scatter.dposes = dposes + first * dims.children * dims.child_dim;
       scatter.dweights = dweights;
       scatter.dbias = dbias;
       Buffer scratch(block.kernels.scatter_scratch(scatter));
       scatter.pass.scratch = scratch.get();
       block.kernels.scatter(scatter);
-    });
-    ParallelFor(executor, block.vectors, [&](int64_t vector) {
-      Unpack(packed_gradient.get(), first, block.count, dims.children * dims.child_dim, block.lanes,
-             block.pose_stride, vector, dposes);
     });
   }
 }

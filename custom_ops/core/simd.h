@@ -13,6 +13,7 @@ constexpr int kLanes = 4;
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef float Vec4 __attribute__((vector_size(16)));
+typedef float VecUnaligned __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef float Vec4Unaligned __attribute__((vector_size(16), aligned(4)));
 
 #define TFINV_INLINE inline __attribute__((always_inline))
@@ -20,6 +21,8 @@ typedef float Vec4Unaligned __attribute__((vector_size(16), aligned(4)));
 TFINV_INLINE Vec Broadcast(float value) { return value - Vec{}; }
 TFINV_INLINE Vec Load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
 TFINV_INLINE void Store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+TFINV_INLINE Vec LoadUnaligned(const float* from) { return *reinterpret_cast<const VecUnaligned*>(from); }
+TFINV_INLINE void StoreUnaligned(float* to, Vec value) { *reinterpret_cast<VecUnaligned*>(to) = value; }
 #if defined(__AVX2__) && !defined(__AVX512F__)
 TFINV_INLINE Vec Max(Vec a, Vec b) { return __builtin_ia32_maxps256(a, b); }  // gcc 12 compares and blends
 TFINV_INLINE Vec Min(Vec a, Vec b) { return __builtin_ia32_minps256(a, b); }
@@ -61,6 +64,45 @@ TFINV_INLINE Vec Log(Vec x) {
   p = p * z + (2.0f / 5.0f);
   p = p * z + (2.0f / 3.0f);
   return (n * 0.693359375f + 2.0f * s) + (s * z * p - n * 2.12194440e-4f);
+}
+
+// In a register from here on: gcc loads a value again for each product it is in, and loads are scarcer.
+TFINV_INLINE Vec Held(Vec value) {
+#if defined(__AVX2__)
+  asm("" : "+x"(value));
+#endif
+  return value;
+}
+
+// rows[r][c] becomes rows[c][r].
+TFINV_INLINE void TransposeSquare(Vec (&rows)[kLanes]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  Vec turned[8];
+#pragma GCC unroll 2
+  for (int half = 0; half < 8; half += 4) {
+    const Vec* r = rows + half;
+    const Vec a = __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    const Vec b = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vec c = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    const Vec d = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    turned[half] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+    turned[half + 1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+    turned[half + 2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+    turned[half + 3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < 4; ++row) {
+    rows[row] = __builtin_shufflevector(turned[row], turned[row + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[row + 4] = __builtin_shufflevector(turned[row], turned[row + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+#else
+  for (int row = 1; row < kLanes; ++row)
+    for (int lane = 0; lane < row; ++lane) {
+      const float kept = rows[row][lane];
+      rows[row][lane] = rows[lane][row];
+      rows[lane][row] = kept;
+    }
+#endif
 }
 
 // Neighbouring lanes of a, then of b, added within each group of four lanes.
