@@ -189,8 +189,8 @@ def reconstructions(model: Any, split: Split, protocol: Protocol, grid: np.ndarr
         predicted = np.argmax(outputs["scores"], axis=-1)
         for column, parameter in enumerate(grid):
             upper, lower = axes[2 * row, column], axes[2 * row + 1, column]
-            _picture(upper, np.asarray(inputs[column]), protocol, seen[column])
-            _picture(lower, np.asarray(outputs["reconstruction"][column]), protocol, seen[column])
+            picture(upper, np.asarray(inputs[column]), protocol, seen[column])
+            picture(lower, np.asarray(outputs["reconstruction"][column]), protocol, seen[column])
             upper.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
             lower.set_xlabel(f"“{split.class_names[predicted[column]]}”", fontsize=8, labelpad=1)
         axes[2 * row, 0].set_ylabel("input", fontsize=8)
@@ -272,7 +272,8 @@ def _is_restricted(split: Split, label: int) -> bool:
     return bool(split.restricted[split.labels == label][0])
 
 
-def _picture(axes: Axes, image: np.ndarray, protocol: Protocol, seen: bool) -> None:
+def picture(axes: Axes, image: np.ndarray, protocol: Protocol, seen: bool) -> None:
+    """Draws an image [H, W, C] in the protocol's pixel range, framed in orange if not `seen` in training."""
     black, white = protocol.pixel_range
     axes.imshow(image.squeeze(), cmap="gray", vmin=black, vmax=white)
     axes.set(xticks=[], yticks=[])

@@ -6,13 +6,14 @@ learns is linear operators in closed form or an address field; neither knows of 
 
 from tfinv.imagination.address import learn_address_field
 from tfinv.imagination.errors import relative_errors
-from tfinv.imagination.learning import FILE, check, learn, load_or_learn
+from tfinv.imagination.learning import FILE, LEARNED, check, learn, load_or_learn
 from tfinv.imagination.operators import assemble, learn_operators
 from tfinv.imagination.pairs import free_images, steps_of
 from tfinv.imagination.stream import ImaginedStream, render_learned
 
 __all__ = [
     "FILE",
+    "LEARNED",
     "ImaginedStream",
     "assemble",
     "check",

@@ -28,7 +28,7 @@ def check(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int
         free_images(split, config, seed)
 
 
-def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int) -> keras.Model | None:
+def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int) -> keras.Model:
     """Learns a transformation from pairs of images of the free classes of a training part.
 
     Args:
@@ -39,13 +39,16 @@ def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int
 
     Returns:
         A model from images [N, H, W, C] above black and steps [G, *PARAMETER_SHAPE] to images; see
-        `render_learned`. None if nothing is to be learned.
+        `render_learned`.
 
     Raises:
-        UsageError: If the classes or the protocol do not allow it.
+        UsageError: If nothing is to be learned, or the classes or the protocol do not allow it.
     """
     if config.imagination not in LEARNED:
-        return None
+        raise UsageError(
+            f"Nothing to learn. Expected imagination to be one of {', '.join(LEARNED)}. "
+            f"Received: imagination={config.imagination}"
+        )
     begin = time.monotonic()
     layers = learn_operators(protocol, split, config, seed)
     if config.imagination == "address":
@@ -66,15 +69,18 @@ def load_or_learn(
 ) -> keras.Model | None:
     """Like `learn`, but once for a run directory, so that a resumed run imagines bitwise the same.
 
+    Returns None if nothing is to be learned.
+
     Raises:
         UsageError: If what was learned before cannot be read, or as `learn` does.
     """
+    if config.imagination not in LEARNED:
+        return None
     path = directory / FILE
     if not path.is_file():
         model = learn(protocol, split, config, seed)
-        if model is not None:
-            with replacing(path) as partial:
-                model.save(partial)
+        with replacing(path) as partial:
+            model.save(partial)
         return model
     try:
         with tf.device("CPU:0"):  # where the input pipeline runs

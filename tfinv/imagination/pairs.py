@@ -121,7 +121,7 @@ def starts_along(
 def direction(protocol: Protocol, component: int) -> np.ndarray:
     """Returns the parameter that is one in a component and zero in the others [*PARAMETER_SHAPE]."""
     shape = get_transform(protocol.transformation).PARAMETER_SHAPE
-    return np.eye(*shape, dtype=np.float32)[component] if shape else np.float32(1.0)
+    return np.eye(*shape, dtype=np.float32)[component] if shape else np.ones((), np.float32)
 
 
 def pixels(protocol: Protocol, images: np.ndarray, parameters: tf.Tensor) -> np.ndarray:
