@@ -83,7 +83,12 @@ def labelled(shown):
 def test_restricted_classes_are_never_truly_transformed_beyond_their_range(shown, kind, classes, start):
     data = marked(lambda arrays: Dataset("marked", **arrays))
     config = dataclasses.replace(
-        QUARTERS, imagination=kind, imagined_from=start, imagined_classes=classes, address_steps=2
+        QUARTERS,
+        imagined_share=0.5,
+        imagination=kind,
+        imagined_from=start,
+        imagined_classes=classes,
+        address_steps=2,
     )
     split = select(PROTOCOL, data, "train")
     learned = imagination.learn(PROTOCOL, split, config, seed=0)
@@ -227,7 +232,7 @@ def test_stopped_run_goes_on_bitwise_the_same(digits, tmp_path, deterministic, k
 def test_imagined_images_differ_between_batches_epochs_and_seeds(digits):
     split = select(PROTOCOL, digits, "train")
     learned = imagination.learn(PROTOCOL, split, QUARTERS, seed=0)
-    stream = imagination.ImaginedStream(PROTOCOL, dataclasses.replace(QUARTERS, imagined_share=1.0), learned)
+    stream = imagination.ImaginedStream(PROTOCOL, QUARTERS, learned)
 
     def epoch(seed, number):
         return np.concatenate([images for images, _ in stream.batches(split, 20, seed, number + 1, number)])

@@ -100,8 +100,9 @@ class ImaginationConfig:
     """Gradient steps of the address field, which starts from what the operators imply."""
     imagined_from: Literal["identity", "range"] = "identity"
     """What imagined images start from: the image as it is, or anything in the range of restricted classes."""
-    imagined_share: float = 0.5
-    """Part of each batch that is imagined."""
+    imagined_share: float = 1.0
+    """Part of each batch that is imagined; with less than all, where an image lies tells something of its
+    class."""
     imagined_classes: Literal["all", "restricted"] = "all"
     """Classes that are imagined; if only the restricted ones are, blur may tell them from the others."""
 

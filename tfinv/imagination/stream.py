@@ -13,7 +13,7 @@ from tfinv.imagination.pairs import Steps, starts, steps_of
 
 # Successive images that share a step, and so one read of its operator. Each starts from its own image, and
 # batches are shuffled, so that nothing else connects them.
-_GROUP = 8
+_GROUP = 16
 
 
 @dataclass(frozen=True)
