@@ -47,6 +47,11 @@ class KeptBlocks {
     }
   }
 
+  size_t Bytes() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return kept_;
+  }
+
  private:
   struct Block {
     float* data;

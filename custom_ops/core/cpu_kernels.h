@@ -18,11 +18,8 @@ constexpr size_t kAlignment = 64;    // bytes; a cache line, and the widest vect
 constexpr int64_t kPad = 16;         // floats between two vectors of a state
 constexpr int64_t kVectorsAtOnce = 2;  // vectors of samples a routing task takes
 
-// The gradient takes children eight at a time, parent by parent: so lie the coefficients of their pairs.
+// The gradient takes children eight at a time, parent by parent.
 constexpr int64_t kChildrenTogether = 8;
-static inline __attribute__((always_inline)) int64_t CoefficientRow(int64_t child, int64_t parent, int64_t parents) {
-  return (child / kChildrenTogether * parents + parent) * kChildrenTogether + child % kChildrenTogether;
-}
 
 // One pass over some children (first_child <= i < last_child) of some samples.
 struct DynamicPass {
@@ -36,12 +33,21 @@ struct DynamicPass {
   const float* agreed;      // packed [J, D]: v_1 + ... + v_{t-1}
   const float* dsums;       // packed [J, D]: gradient of sums_t
   float* partial;           // packed [J, D]: the pass's sum over its children
-  // Written by `agree`: coupling_t and, behind it, the gradient of logits_t, for each pair and vector.
-  float* coefficients;        // [CoefficientRow][vector][iteration][2][lane], from this iteration on
-  int64_t row_stride;         // floats from one row to the next
+  // Written by `agree`: coupling_t and, behind it, the gradient of logits_t, for each pair and vector,
+  //   [I / kChildrenTogether][vector][J][kChildrenTogether][iteration][2][lane]
+  // from this vector and iteration on: a task of `agree` writes, and `scatter` reads, long runs.
+  float* coefficients;
+  int64_t pair_stride;        // floats from one child to the next of those together
   int64_t vector_stride;      // floats from one vector to the next
+  int64_t together_stride;    // floats from one group of children to the next
   float* scratch;           // of at least the floats that route_scratch or scatter_scratch tells
 };
+
+static inline __attribute__((always_inline)) float* CoefficientsOf(const DynamicPass& pass, int64_t child,
+                                                                  int64_t parent) {
+  return pass.coefficients + child / kChildrenTogether * pass.together_stride +
+         (parent * kChildrenTogether + child % kChildrenTogether) * pass.pair_stride;
+}
 
 // The last pass of the gradient: all iterations of a range of children and all samples of a block.
 struct DynamicScatter {

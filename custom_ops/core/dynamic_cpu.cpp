@@ -16,11 +16,10 @@ namespace tfinv {
 namespace {
 
 constexpr int64_t kRanges = 32;                         // of children, at most
-constexpr int64_t kCoefficientFloats = int64_t{1} << 26;  // of coupling and dlogits at once: 256 MiB
 // Samples of the gradient at once: as many as have their coupling and dlogits in the third-level cache (32 MiB), so
 // that weights and dweights pass few times.
 constexpr int64_t kCachedFloats = int64_t{1} << 23;
-constexpr int64_t kFewestSamples = 32, kMostSamples = 128;
+constexpr int64_t kMostSamples = 128;
 
 int64_t Ceil(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
@@ -201,17 +200,19 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
     return;
   }
   const int64_t unit = Kernels().lanes * kVectorsAtOnce;
-  auto affordable = [&](int64_t floats) { return floats / (2 * steps * pairs) / unit * unit; };
-  const int64_t wanted = std::clamp(affordable(kCachedFloats), kFewestSamples, kMostSamples);
-  const int64_t most = std::max(unit, std::min(affordable(kCoefficientFloats), wanted));
+  // The first iteration has coefficients only if a bias makes its coupling depend on the pair.
+  const int64_t start = bias ? 0 : 1;
+  const int64_t cached = kCachedFloats / std::max<int64_t>(1, 2 * (steps - start) * pairs) / unit * unit;
+  const int64_t most = std::clamp(cached, unit, kMostSamples);
   const int64_t at_once = Ceil(Ceil(dims.batch, Ceil(dims.batch, most)), unit) * unit;  // blocks of one size
   for (int64_t first = 0; first < dims.batch; first += at_once) {
     Block block(dims, first, std::min(at_once, dims.batch - first), executor);
     const Buffer packed = block.PackPoses(poses);
-    // The first iteration has coefficients only if a bias makes its coupling depend on the pair.
-    const int64_t start = bias ? 0 : 1;
-    const int64_t vector_stride = 2 * (steps - start) * block.lanes, row_stride = block.vectors * vector_stride;
-    const Buffer coefficients(Ceil(dims.children, kChildrenTogether) * kChildrenTogether * dims.parents * row_stride);
+    DynamicPass whole = block.Pass(packed.get(), weights, bias);
+    whole.pair_stride = 2 * (steps - start) * block.lanes;
+    whole.vector_stride = dims.parents * kChildrenTogether * whole.pair_stride;
+    whole.together_stride = block.vectors * whole.vector_stride;
+    const Buffer coefficients(Ceil(dims.children, kChildrenTogether) * whole.together_stride);
 
     // What forward knew: sums_t, and agreed_t = v_1 + ... + v_{t-1}.
     std::vector<float*> states(steps), agreed(steps), dsums(steps);
@@ -235,12 +236,10 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
       const bool uniform = t == 0 && !bias;
       SquashGradient(block, states[t], dsums[t], uniform ? 1.0f / static_cast<float>(dims.parents) : 1.0f);
       if (uniform) break;
-      DynamicPass pass = block.Pass(packed.get(), weights, bias);
+      DynamicPass pass = whole;
       pass.agreed = agreed[t];
       pass.dsums = dsums[t];
       pass.coefficients = coefficients.get() + 2 * (t - start) * block.lanes;
-      pass.row_stride = row_stride;
-      pass.vector_stride = vector_stride;
       block.Run(block.kernels.agree, pass, t > 0 ? total : nullptr);
       if (t > 0)
         for (int64_t index = 0; index < block.vectors * block.stride; ++index) dagreed[index] += total[index];
@@ -257,12 +256,11 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
 
     ParallelFor(executor, block.ranges, [&](int64_t part) {
       DynamicScatter scatter = {};
-      scatter.pass = block.Pass(poses + first * dims.children * dims.child_dim, weights, bias);
+      scatter.pass = whole;
+      scatter.pass.poses = poses + first * dims.children * dims.child_dim;
       scatter.pass.first_child = part * block.range;
       scatter.pass.last_child = std::min(dims.children, scatter.pass.first_child + block.range);
       scatter.pass.coefficients = coefficients.get();
-      scatter.pass.row_stride = row_stride;
-      scatter.pass.vector_stride = vector_stride;
       scatter.samples = block.count;
       scatter.states = gathered.get();
       scatter.state_count = static_cast<int64_t>(added.size());
