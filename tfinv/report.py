@@ -53,7 +53,7 @@ def article_figures(config: RunConfig, protocol: Protocol, dataset: str) -> dict
         protocol: What the network is tested under.
         dataset: Name or path of what it is tested on.
     """
-    if dataset != "mnist" or protocol != get_protocol("rotate-34"):
+    if dataset != "mnist" or protocol != get_protocol("rotate-34") or config.imagining.imagination != "none":
         return {}
     preset = models.get_model(config.model_name).PRESETS.get(config.preset)
     return dict(preset.article) if preset is not None and preset.model == config.model else {}

@@ -175,9 +175,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def replace(config: RunConfig, **changes: Any) -> RunConfig:
-    """Returns a run configuration with other training or evaluation values (fields of either)."""
+    """Returns a run configuration with other values: fields of it, its training, evaluation or imagining."""
     parts: dict[str, Any] = {}
-    for part in ("training", "evaluation"):
+    for part in ("training", "evaluation", "imagining"):
         section = getattr(config, part)
         own = {key: value for key, value in changes.items() if key in section.__dataclass_fields__}
         parts[part] = dataclasses.replace(section, **own)

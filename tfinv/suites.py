@@ -32,7 +32,7 @@ class Experiment:
         model: Module of tfinv.models.
         preset: Preset of that model, from which all values start.
         family: Networks drawn together.
-        cpu: Values of RunConfig, TrainingConfig and EvaluationConfig at the budget "cpu".
+        cpu: Fields of a run, its training, evaluation or imagining at the budget "cpu".
         smoke: What else is changed at the budget "smoke".
         changes: The same at every budget.
         seeds: Seeds if the command line gives none.
@@ -81,6 +81,15 @@ _FEW_PASSES = {"repeats": 5, "curve_images": 1000}
 _EFFICIENT = {"epochs": 5, "batch_size": 100, "learning_rate": 2e-3, "decay_rate": 0.6, **_FEW_PASSES}
 _GIVEN = "Given the transformation"
 
+
+def _imagined(how: str) -> Experiment:
+    changes, few = {"imagination": how}, {"operator_steps": 4, "operator_pairs": 200, "address_steps": 5}
+    seeds = (0, 1, 2)
+    return _cnn(
+        "cnn_bn_00", "Imagination", changes=changes, smoke=few, seeds=seeds, pictures=("taken_for.png",)
+    )
+
+
 # The order is that of the article's table.
 SUITES: Mapping[str, tuple[Experiment, ...]] = {
     "recognition": (
@@ -101,6 +110,9 @@ SUITES: Mapping[str, tuple[Experiment, ...]] = {
         Experiment("stn_cnn", "stn_cnn", _GIVEN),
         Experiment("group_cnn", "group_cnn_c4", _GIVEN),
         Experiment("group_cnn", "group_cnn_c8", _GIVEN),
+        _imagined("operators"),
+        _imagined("address"),
+        _imagined("true"),
     ),
 }
 
