@@ -39,9 +39,12 @@ def exponential_squash(vectors, axis: int = -1):
     squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
     long = squared > _SMALLEST_SQUARE
     norms = ops.sqrt(ops.where(long, squared, 1.0))
-    # 1 - exp(-n) = 2 t / (1 + t) with t = tanh(n / 2) loses no digits; ONNX has no expm1.
-    half = ops.tanh(0.5 * norms)
-    return vectors * ops.where(long, 2.0 * half / ((1.0 + half) * norms), 1.0)
+    exponentials = ops.exp(-norms)
+    # For a short vector 1 - exp(-n) has lost digits; the logarithm of the rounded exponential lost the same.
+    # (ONNX has no expm1, and Keras no float64 tanh under JAX.)
+    short = norms < 1.0
+    divisors = ops.where(short, -ops.log(ops.where(short, exponentials, 0.5)), norms)
+    return vectors * ops.where(long, (1.0 - exponentials) / divisors, 1.0)
 
 
 def self_attention_routing(poses, weights, bias=None):
