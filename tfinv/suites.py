@@ -82,8 +82,9 @@ _EFFICIENT = {"epochs": 5, "batch_size": 100, "learning_rate": 2e-3, "decay_rate
 _GIVEN = "Given the transformation"
 
 
-def _imagined(how: str) -> Experiment:
-    changes, few = {"imagination": how}, {"operator_steps": 4, "operator_pairs": 200, "address_steps": 5}
+def _imagined(how: str, **rest: Any) -> Experiment:
+    changes = {"imagination": how, **rest}
+    few = {"operator_steps": 4, "operator_pairs": 200, "address_steps": 5}
     seeds = (0, 1, 2)
     return _cnn(
         "cnn_bn_00", "Imagination", changes=changes, smoke=few, seeds=seeds, pictures=("taken_for.png",)
@@ -110,7 +111,7 @@ SUITES: Mapping[str, tuple[Experiment, ...]] = {
         Experiment("stn_cnn", "stn_cnn", _GIVEN),
         Experiment("group_cnn", "group_cnn_c4", _GIVEN),
         Experiment("group_cnn", "group_cnn_c8", _GIVEN),
-        _imagined("operators"),
+        _imagined("operators", operator_steps=72),
         _imagined("address"),
         _imagined("true"),
     ),

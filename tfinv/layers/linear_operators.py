@@ -83,7 +83,8 @@ class LinearOperators(keras.layers.Layer):
         pixels = math.prod(size)
         self.kernel = self.add_weight(
             shape=(self.num_steps, pixels, pixels),  # [S, input pixel, output pixel]
-            initializer=lambda shape, dtype=None: ops.broadcast_to(ops.eye(pixels, dtype=dtype), shape),
+            # Repeated, not broadcast: PyTorch would let all operators share one memory.
+            initializer=lambda shape, dtype=None: ops.tile(ops.eye(pixels, dtype=dtype), (shape[0], 1, 1)),
             name="kernel",
         )
 
