@@ -39,7 +39,7 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         UsageError: On any bad input; found before anything is written or deleted.
         OSError: If something cannot be written; what was finished stays, for `resume`.
     """
-    protocol = get_protocol(config.protocol).replace(config.restricted_classes, config.excluded_classes)
+    protocol = report.protocol_of(config)
     dataset = load_dataset(config.dataset)
     test = select(protocol, dataset, "test", limit=config.limit)
     train = select(protocol, dataset, "train", config.training.validation_fraction, config.limit)

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tfinv import catalogue, results, runs
 from tfinv.catalogue import Catalogue, Entry
 from tfinv.config import RunConfig, to_json
+from tfinv.report import protocol_of
+from tfinv.summary import Result
 
 LOG = "log.txt"
 _POLL_SECONDS = 0.5
@@ -68,7 +70,7 @@ def sweep(
             display.begin(entry)
             failure = _finish(entry, command(entry.config), display.show)
             if failure is None:
-                display.end(f"done: {_figures(entry.directory)}")
+                display.end(f"done: {_figures(entry)}")
             else:
                 failures.append(failure)
                 display.end(f"FAILED ({failure.reason}): {''.join(failure.tail[-1:])}")
@@ -188,9 +190,7 @@ def _end(process: subprocess.Popen) -> None:
             process.stdin.close()
 
 
-def _figures(directory: Path) -> str:
-    rows = results.read_csv(directory / runs.INVARIANCE)
-    tests = rows[
-        (rows.parameter.isna()) & (rows.metric != "repeats") & ~rows.metric.str.endswith("_variance")
-    ]
-    return ", ".join(f"{name} {value:.4f}" for name, value in zip(tests.metric, tests.value, strict=True))
+def _figures(entry: Entry) -> str:
+    rows = results.read_csv(entry.directory / runs.INVARIANCE)
+    values = Result(entry.directory, entry.config, rows).values
+    return ", ".join(f"{name} {values[name]:.4f}" for name in protocol_of(entry.config).evaluations)

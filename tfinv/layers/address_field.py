@@ -6,6 +6,7 @@ import math
 import keras
 from keras import ops
 
+from tfinv.layers._bilinear import corners
 from tfinv.layers._checks import check_at_least_one
 
 
@@ -123,22 +124,11 @@ class AddressField(keras.layers.Layer):
         addresses = self.addresses(parameters, (height, width))
         groups, cells = ops.shape(addresses)[0], addresses.shape[1]
         maps = ops.reshape(ops.cast(maps, self.compute_dtype), (groups, -1, height * width, channels))
-        corner = ops.floor(addresses)
-        # The fraction is relu(1 - |d|) of the next cell. At an address of whole numbers, where the relus have
-        # no derivative, it has one: untrained fields would never move.
-        next_share = addresses - corner
         read = 0.0
-        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            rows, columns = corner[..., 0] + down, corner[..., 1] + right
-            row_share, column_share = next_share[..., 0], next_share[..., 1]
-            weights = (row_share if down else 1.0 - row_share) * (
-                column_share if right else 1.0 - column_share
-            )
-            inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-            weights = ops.cast(ops.where(inside, weights, 0.0), self.compute_dtype)
-            index = ops.clip(rows, 0, height - 1) * width + ops.clip(columns, 0, width - 1)
-            index = ops.reshape(ops.cast(index, "int32"), (groups, 1, cells, 1))
-            read += ops.take_along_axis(maps, index, axis=2) * ops.reshape(weights, (groups, 1, cells, 1))
+        for index, weights in corners(addresses[..., 0], addresses[..., 1], height, width):
+            index = ops.reshape(index, (groups, 1, cells, 1))
+            weights = ops.reshape(ops.cast(weights, self.compute_dtype), (groups, 1, cells, 1))
+            read += ops.take_along_axis(maps, index, axis=2) * weights
         return ops.reshape(read, (-1, *(self.output_size or (height, width)), channels))
 
     def compute_output_shape(self, input_shape):

@@ -3,11 +3,12 @@
 import keras
 
 from tfinv.layers._checks import check_at_least_one
+from tfinv.layers._fully_connected_capsules import FullyConnectedCapsules
 from tfinv.ops import Implementation, dynamic_routing, runs_fused
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
-class RoutingCapsules(keras.layers.Layer):
+class RoutingCapsules(FullyConnectedCapsules):
     """Routes every child capsule to every parent capsule by agreement.
 
     Args:
@@ -44,59 +45,23 @@ class RoutingCapsules(keras.layers.Layer):
         kernel_regularizer=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        check_at_least_one(num_capsules=num_capsules, pose_dim=pose_dim, num_iterations=num_iterations)
-        self.num_capsules = num_capsules
-        self.pose_dim = pose_dim
+        super().__init__(num_capsules, pose_dim, use_bias, kernel_initializer, kernel_regularizer, **kwargs)
+        check_at_least_one(num_iterations=num_iterations)
         self.num_iterations = num_iterations
-        self.use_bias = use_bias
         self.implementation = implementation
-        if kernel_initializer is None:
-            kernel_initializer = keras.initializers.TruncatedNormal(stddev=0.1)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, input_shape):
         if keras.backend.backend() == "tensorflow" and runs_fused(self.implementation, self.compute_dtype):
             self.supports_jit = False
-        _, children, child_dim = input_shape
-        if children is None or child_dim is None:
-            raise ValueError(
-                "RoutingCapsules needs a known number of child capsules and child pose components. "
-                f"Received: input_shape={input_shape}"
-            )
-        self.kernel = self.add_weight(
-            shape=(children, self.num_capsules, child_dim, self.pose_dim),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            name="kernel",
-        )
-        self.bias = (
-            self.add_weight(shape=(children, self.num_capsules), initializer="zeros", name="bias")
-            if self.use_bias
-            else None
-        )
+        super().build(input_shape)
 
     def call(self, inputs):
-        return dynamic_routing(
-            inputs,
-            keras.ops.convert_to_tensor(self.kernel),
-            self.num_iterations,
-            None if self.bias is None else keras.ops.convert_to_tensor(self.bias),
-            self.implementation,
-        )
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.num_capsules, self.pose_dim)
+        weights, bias = self.weights_and_bias()
+        return dynamic_routing(inputs, weights, self.num_iterations, bias, self.implementation)
 
     def get_config(self):
         return {
             **super().get_config(),
-            "num_capsules": self.num_capsules,
-            "pose_dim": self.pose_dim,
             "num_iterations": self.num_iterations,
-            "use_bias": self.use_bias,
             "implementation": self.implementation,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
         }

@@ -2,12 +2,12 @@
 
 import keras
 
-from tfinv.layers._checks import check_at_least_one
+from tfinv.layers._fully_connected_capsules import FullyConnectedCapsules
 from tfinv.ops import self_attention_routing
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
-class SelfAttentionCapsules(keras.layers.Layer):
+class SelfAttentionCapsules(FullyConnectedCapsules):
     """Routes every child capsule to every parent capsule by the attention among the votes, in one pass.
 
     Args:
@@ -37,51 +37,7 @@ class SelfAttentionCapsules(keras.layers.Layer):
         kernel_regularizer=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        check_at_least_one(num_capsules=num_capsules, pose_dim=pose_dim)
-        self.num_capsules = num_capsules
-        self.pose_dim = pose_dim
-        self.use_bias = use_bias
-        if kernel_initializer is None:
-            kernel_initializer = keras.initializers.TruncatedNormal(stddev=0.1)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-
-    def build(self, input_shape):
-        _, children, child_dim = input_shape
-        if children is None or child_dim is None:
-            raise ValueError(
-                "SelfAttentionCapsules needs a known number of child capsules and child pose components. "
-                f"Received: input_shape={input_shape}"
-            )
-        self.kernel = self.add_weight(
-            shape=(children, self.num_capsules, child_dim, self.pose_dim),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            name="kernel",
-        )
-        self.bias = (
-            self.add_weight(shape=(children, self.num_capsules), initializer="zeros", name="bias")
-            if self.use_bias
-            else None
-        )
+        super().__init__(num_capsules, pose_dim, use_bias, kernel_initializer, kernel_regularizer, **kwargs)
 
     def call(self, inputs):
-        return self_attention_routing(
-            inputs,
-            keras.ops.convert_to_tensor(self.kernel),
-            None if self.bias is None else keras.ops.convert_to_tensor(self.bias),
-        )
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.num_capsules, self.pose_dim)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_capsules": self.num_capsules,
-            "pose_dim": self.pose_dim,
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-        }
+        return self_attention_routing(inputs, *self.weights_and_bias())

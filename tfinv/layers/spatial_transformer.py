@@ -1,8 +1,9 @@
 """Resampling of images under transformations that a network itself predicts."""
 
 import keras
-import numpy as np
 from keras import ops
+
+from tfinv.layers._bilinear import corners
 
 TRANSFORMATIONS = {"affine": 6, "rotation": 1}
 
@@ -102,15 +103,8 @@ def bilinear_sample(images, columns, rows):
     # All images one below the other, so that one number names a pixel.
     pixels = ops.reshape(images, (-1, channels))
     first = ops.expand_dims(ops.arange(count, dtype="int32") * (height * width), (1, 2))
-    left, top = ops.floor(columns), ops.floor(rows)
-    beyond_left, beyond_top = columns - left, rows - top
-    sampled = 0
-    for down, right in np.ndindex(2, 2):
-        # At a whole pixel, as under the identity, this has the gradient towards the next one; |x| would not.
-        weight = (beyond_left if right else 1 - beyond_left) * (beyond_top if down else 1 - beyond_top)
-        column, row = left + right, top + down
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        weight = ops.cast(weight * ops.cast(inside, weight.dtype), images.dtype)
-        column, row = (ops.cast(ops.where(inside, place, 0), "int32") for place in (column, row))
-        sampled = sampled + ops.take(pixels, first + row * width + column, axis=0) * weight[..., None]
+    sampled = 0.0
+    for index, weights in corners(rows, columns, height, width):
+        weights = ops.expand_dims(ops.cast(weights, images.dtype), -1)
+        sampled += ops.take(pixels, first + index, axis=0) * weights
     return sampled

@@ -10,14 +10,10 @@ import keras
 from keras import layers
 
 from tfinv.config import EvaluationConfig, TrainingConfig
-from tfinv.layers import ClassMask, Length, PrimaryCapsules, RoutingCapsules
-from tfinv.losses import MarginLoss
-from tfinv.models._base import Objective, Preset
-from tfinv.models._decoder import build_decoder, reconstructing_objective
+from tfinv.layers import PrimaryCapsules, RoutingCapsules
+from tfinv.models._base import Preset
+from tfinv.models._length_scores import length_outputs, margin_objective
 from tfinv.ops import Implementation
-
-# The paper sums squared errors over 784 pixels and scales by 0.0005; on the mean that is 0.392.
-RECONSTRUCTION_WEIGHT = 0.392
 
 
 @dataclass(frozen=True)
@@ -58,18 +54,11 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
         implementation=config.implementation,
         name="class_capsules",
     )(primary)
-    outputs = {"scores": Length(dtype="float32", name="scores")(poses)}
-    if config.decoder_units:
-        decoder = build_decoder(config.decoder_units, num_classes * config.class_pose_dim, input_shape)
-        outputs["reconstruction"] = decoder(ClassMask(name="class_mask")(poses))
+    outputs = length_outputs(poses, config.decoder_units, input_shape)
     return keras.Model(images, outputs, name="capsnet")
 
 
-def objective(model: keras.Model) -> Objective:
-    """Margin loss, plus the error of the image decoded from the capsule of the true class."""
-    poses = model.get_layer("class_capsules").output
-    return reconstructing_objective(model, poses, MarginLoss(), RECONSTRUCTION_WEIGHT)
-
+objective = margin_objective
 
 PRESETS = {
     "quick": Preset(

@@ -13,13 +13,9 @@ from keras import layers
 
 from tfinv.config import EvaluationConfig, TrainingConfig
 from tfinv.errors import UsageError
-from tfinv.layers import ClassMask, DepthwisePrimaryCapsules, Length, SelfAttentionCapsules
-from tfinv.losses import MarginLoss
-from tfinv.models._base import Objective, Preset
-from tfinv.models._decoder import build_decoder, reconstructing_objective
-
-# On the mean squared error, as in capsnet.
-RECONSTRUCTION_WEIGHT = 0.392
+from tfinv.layers import DepthwisePrimaryCapsules, SelfAttentionCapsules
+from tfinv.models._base import Preset
+from tfinv.models._length_scores import length_outputs, margin_objective
 
 
 @dataclass(frozen=True)
@@ -67,18 +63,11 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
         maps = layers.BatchNormalization(name=f"normalization_{number}")(maps)
     primary = DepthwisePrimaryCapsules(config.primary_pose_dim, name="primary_capsules")(maps)
     poses = SelfAttentionCapsules(num_classes, config.class_pose_dim, name="class_capsules")(primary)
-    outputs = {"scores": Length(dtype="float32", name="scores")(poses)}
-    if config.decoder_units:
-        decoder = build_decoder(config.decoder_units, num_classes * config.class_pose_dim, input_shape)
-        outputs["reconstruction"] = decoder(ClassMask(name="class_mask")(poses))
+    outputs = length_outputs(poses, config.decoder_units, input_shape)
     return keras.Model(images, outputs, name="efficient_capsnet")
 
 
-def objective(model: keras.Model) -> Objective:
-    """Margin loss, plus the error of the image decoded from the capsule of the true class."""
-    poses = model.get_layer("class_capsules").output
-    return reconstructing_objective(model, poses, MarginLoss(), RECONSTRUCTION_WEIGHT)
-
+objective = margin_objective
 
 PRESETS = {
     "quick": Preset(

@@ -11,8 +11,8 @@ import math
 from keras import ops
 
 from tfinv.ops import reference
-from tfinv.ops.reference import _is_half
-from tfinv.ops.routing import _check_bias, _check_rank
+from tfinv.ops._checks import check_bias, check_poses_and_weights, check_rank
+from tfinv.ops.reference import is_half
 
 # A length of 1e-6, where the factor of the squash is 1 - 5e-7, and 1 / |s|^2 still a number of float32.
 _SMALLEST_SQUARE = 1e-12
@@ -34,7 +34,7 @@ def exponential_squash(vectors, axis: int = -1):
     Reference:
         Mazzia et al. 2021, the squash of both capsule layers.
     """
-    if _is_half(vectors):
+    if is_half(vectors):
         return ops.cast(exponential_squash(ops.cast(vectors, "float32"), axis), vectors.dtype)
     squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
     long = squared > _SMALLEST_SQUARE
@@ -68,14 +68,8 @@ def self_attention_routing(poses, weights, bias=None):
     Reference:
         Mazzia et al. 2021, self-attention routing.
     """
-    _check_rank("poses", poses, "[B, I, K]")
-    _check_rank("weights", weights, "[I, J, K, D]")
-    if poses.shape[1] not in (None, weights.shape[0]) or poses.shape[2] not in (None, weights.shape[2]):
-        raise ValueError(
-            "Arguments poses [B, I, K] and weights [I, J, K, D] must agree in I and K. "
-            f"Received: poses.shape={tuple(poses.shape)}, weights.shape={tuple(weights.shape)}"
-        )
-    _check_bias(bias, weights.shape[0], weights.shape[1])
+    check_poses_and_weights(poses, weights)
+    check_bias(bias, weights.shape[0], weights.shape[1])
     return _route_votes(reference.votes(poses, weights), bias)
 
 
@@ -92,14 +86,14 @@ def self_attention_routing_from_votes(votes, bias=None):
     Raises:
         ValueError: If the rank of `votes` or the shape of `bias` does not fit.
     """
-    _check_rank("votes", votes, "[B, I, J, D]")
-    _check_bias(bias, votes.shape[1], votes.shape[2])
+    check_rank("votes", votes, "[B, I, J, D]")
+    check_bias(bias, votes.shape[1], votes.shape[2])
     return _route_votes(ops.transpose(votes, (0, 2, 1, 3)), bias)
 
 
 def _route_votes(parent_votes, bias):
     """Routes votes [B, J, I, D]; half precision in float32."""
-    if _is_half(parent_votes):
+    if is_half(parent_votes):
         return ops.cast(_route_votes(ops.cast(parent_votes, "float32"), bias), parent_votes.dtype)
     totals = ops.expand_dims(ops.sum(parent_votes, axis=2), -1)  # [B, J, D, 1]
     agreement = ops.squeeze(ops.matmul(parent_votes, totals), -1)  # [B, J, I]

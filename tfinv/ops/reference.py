@@ -23,7 +23,7 @@ def squash(vectors, axis: int = -1):
     Reference:
         Sabour et al. 2017, "Dynamic Routing Between Capsules", equation 1.
     """
-    if _is_half(vectors):
+    if is_half(vectors):
         return ops.cast(squash(ops.cast(vectors, "float32"), axis), vectors.dtype)
     squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
     return vectors * (_safe_sqrt(squared) / (1.0 + squared))
@@ -31,12 +31,13 @@ def squash(vectors, axis: int = -1):
 
 def length(vectors, axis: int = -1):
     """Euclidean length along `axis`, with the gradient 0 where the length is 0."""
-    if _is_half(vectors):
+    if is_half(vectors):
         return ops.cast(length(ops.cast(vectors, "float32"), axis), vectors.dtype)
     return _safe_sqrt(ops.sum(ops.square(vectors), axis=axis))
 
 
-def _is_half(tensor) -> bool:
+def is_half(tensor) -> bool:
+    """Returns whether a tensor is of a half-precision type, which is routed in float32."""
     return keras.backend.standardize_dtype(tensor.dtype) in ("float16", "bfloat16")
 
 
@@ -90,7 +91,7 @@ def route_votes(parent_votes, num_iterations: int, bias=None):
     Reference:
         Sabour et al. 2017, procedure 1 and equation 3.
     """
-    if _is_half(parent_votes):
+    if is_half(parent_votes):
         routed = route_votes(ops.cast(parent_votes, "float32"), num_iterations, bias)
         return ops.cast(routed, parent_votes.dtype)
     dtype = keras.backend.standardize_dtype(parent_votes.dtype)

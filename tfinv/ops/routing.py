@@ -9,6 +9,7 @@ import keras
 
 from tfinv.errors import UsageError
 from tfinv.ops import _library, em_reference, reference
+from tfinv.ops._checks import check_bias, check_poses_and_weights, check_rank
 
 Implementation = Literal["auto", "reference", "fused"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
@@ -88,15 +89,9 @@ def dynamic_routing(
     Reference:
         Sabour et al. 2017, "Dynamic Routing Between Capsules", procedure 1.
     """
-    _check_rank("poses", poses, "[B, I, K]")
-    _check_rank("weights", weights, "[I, J, K, D]")
-    if poses.shape[1] not in (None, weights.shape[0]) or poses.shape[2] not in (None, weights.shape[2]):
-        raise ValueError(
-            "Arguments poses [B, I, K] and weights [I, J, K, D] must agree in I and K. "
-            f"Received: poses.shape={tuple(poses.shape)}, weights.shape={tuple(weights.shape)}"
-        )
+    check_poses_and_weights(poses, weights)
     _check_iterations(num_iterations)
-    _check_bias(bias, weights.shape[0], weights.shape[1])
+    check_bias(bias, weights.shape[0], weights.shape[1])
     if _takes_fused(implementation, poses, weights):
         return _library.fused_module().dynamic_routing(poses, weights, num_iterations, bias)
     return reference.dynamic_routing(poses, weights, num_iterations, bias)
@@ -120,9 +115,9 @@ def dynamic_routing_from_votes(
         ValueError: If the rank of `votes` or `bias` does not fit, or `num_iterations` < 1.
         UsageError: If "fused" is asked for.
     """
-    _check_rank("votes", votes, "[B, I, J, D]")
+    check_rank("votes", votes, "[B, I, J, D]")
     _check_iterations(num_iterations)
-    _check_bias(bias, votes.shape[1], votes.shape[2])
+    check_bias(bias, votes.shape[1], votes.shape[2])
     _check_votes_implementation(implementation)
     return reference.dynamic_routing_from_votes(votes, num_iterations, bias)
 
@@ -169,9 +164,9 @@ def em_routing(
     Reference:
         Hinton et al. 2018, "Matrix capsules with EM routing", procedure 1.
     """
-    _check_rank("poses", poses, "[B, I, P, P]")
-    _check_rank("activations", activations, "[B, I]")
-    _check_rank("weights", weights, "[I, J, P, P]")
+    check_rank("poses", poses, "[B, I, P, P]")
+    check_rank("activations", activations, "[B, I]")
+    check_rank("weights", weights, "[I, J, P, P]")
     children, parents, size, _ = weights.shape
     if weights.shape[3] != size or any(
         known not in (None, expected)
@@ -183,7 +178,7 @@ def em_routing(
         )
     _check_em(poses, "poses", activations, beta_u, beta_a, parents, (size, size))
     _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
-    _check_bias(bias, children, parents)
+    check_bias(bias, children, parents)
     if _takes_fused(implementation, poses, activations, weights):
         return _library.fused_module().em_routing(
             poses,
@@ -243,12 +238,12 @@ def em_routing_from_votes(
         ValueError: If ranks, sizes, `variant` or a number do not fit.
         UsageError: If "fused" is asked for.
     """
-    _check_rank("votes", votes, "[B, I, J, H]")
-    _check_rank("activations", activations, "[B, I]")
+    check_rank("votes", votes, "[B, I, J, H]")
+    check_rank("activations", activations, "[B, I]")
     _, children, parents, components = votes.shape
     _check_em(votes, "votes", activations, beta_u, beta_a, parents, (components,))
     _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
-    _check_bias(bias, children, parents)
+    check_bias(bias, children, parents)
     _check_votes_implementation(implementation)
     return em_reference.em_routing_from_votes(
         votes,
@@ -287,26 +282,11 @@ def _check_votes_implementation(implementation: str) -> None:
         )
 
 
-def _check_rank(name: str, value, axes: str) -> None:
-    if len(value.shape) != axes.count(",") + 1:
-        raise ValueError(
-            f"Invalid shape of argument {name}. Expected {axes}. Received: {name}.shape={tuple(value.shape)}"
-        )
-
-
 def _check_iterations(num_iterations: int) -> None:
     if num_iterations < 1:
         raise ValueError(
             "Invalid value for argument num_iterations. Expected an integer of at least 1. "
             f"Received: num_iterations={num_iterations}"
-        )
-
-
-def _check_bias(bias, children, parents) -> None:
-    if bias is not None and tuple(bias.shape) != (children, parents):
-        raise ValueError(
-            f"Invalid shape of argument bias. Expected [I, J] = ({children}, {parents}). "
-            f"Received: bias.shape={tuple(bias.shape)}"
         )
 
 

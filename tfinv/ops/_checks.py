@@ -1,0 +1,29 @@
+"""Checks that the routing functions share; each names the shapes it received."""
+
+
+def check_rank(name: str, value, axes: str) -> None:
+    """Raises ValueError unless `value` has the axes that `axes`, such as "[B, I, K]", lists."""
+    if len(value.shape) != axes.count(",") + 1:
+        raise ValueError(
+            f"Invalid shape of argument {name}. Expected {axes}. Received: {name}.shape={tuple(value.shape)}"
+        )
+
+
+def check_poses_and_weights(poses, weights) -> None:
+    """Raises ValueError unless poses are [B, I, K] and weights [I, J, K, D]; sizes of poses may be None."""
+    check_rank("poses", poses, "[B, I, K]")
+    check_rank("weights", weights, "[I, J, K, D]")
+    if poses.shape[1] not in (None, weights.shape[0]) or poses.shape[2] not in (None, weights.shape[2]):
+        raise ValueError(
+            "Arguments poses [B, I, K] and weights [I, J, K, D] must agree in I and K. "
+            f"Received: poses.shape={tuple(poses.shape)}, weights.shape={tuple(weights.shape)}"
+        )
+
+
+def check_bias(bias, children, parents) -> None:
+    """Raises ValueError unless the bias is None or [I, J]."""
+    if bias is not None and tuple(bias.shape) != (children, parents):
+        raise ValueError(
+            f"Invalid shape of argument bias. Expected [I, J] = ({children}, {parents}). "
+            f"Received: bias.shape={tuple(bias.shape)}"
+        )
