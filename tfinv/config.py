@@ -18,6 +18,9 @@ from tfinv.errors import UsageError
 
 ModelConfig = TypeVar("ModelConfig")
 
+Task = Literal["recognition", "generation"]
+DEFAULT_PROTOCOLS: dict[Task, str] = {"recognition": "rotate-34", "generation": "rotate-49"}
+
 
 def check_range(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
     """Raises UsageError unless low <= value <= high and value is finite."""
@@ -32,14 +35,14 @@ def check_range(name: str, value: float, low: float | None = None, high: float |
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained: Adam with an exponentially decaying learning rate."""
+    """How a model is trained: by which optimizer, with an exponentially decaying learning rate."""
 
     epochs: int = 10
     """Passes over the training images, at least 0."""
     batch_size: int = 128
     """Images a step."""
     learning_rate: float = 1e-3
-    """Adam's learning rate at the first step."""
+    """The optimizer's learning rate at the first step."""
     decay_rate: float = 1.0
     """Factor on the learning rate every decay-steps steps (staircase)."""
     decay_steps: int | None = None
@@ -52,6 +55,8 @@ class TrainingConfig:
     """Part of the training images held out to choose the best epoch; 0 chooses by training loss."""
     tensorboard: bool = False
     """Write TensorBoard logs too (needs the extra `tensorboard`)."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Optimizer."""
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, low=0)
@@ -69,14 +74,14 @@ class EvaluationConfig:
 
     repeats: int = 20
     """Passes over the test images, each with fresh random parameters, at least 1."""
-    grid_step: float = 5.0
-    """Distance of two points of the accuracy curve, in the unit of the transformation."""
+    grid_step: float | None = 5.0
+    """Distance of two points of the curve, in the unit of the transformation; the protocol's own if None."""
     curve_images: int | None = None
     """Test images used for the curve; all if not given."""
 
     def __post_init__(self) -> None:
         check_range("repeats", self.repeats, low=1)
-        check_range("grid_step", self.grid_step, low=0.01)
+        check_range("grid_step", 1.0 if self.grid_step is None else self.grid_step, low=0.01)
         check_range("curve_images", 1 if self.curve_images is None else self.curve_images, low=1)
 
 
@@ -87,7 +92,7 @@ class ImaginationConfig:
     imagination: Literal["none", "operators", "address", "true"] = "none"
     """What imagines: nothing, linear operators or an address field learned from pairs of the free classes, or
     the true transformation of all classes, which no learned one can surpass."""
-    operator_steps: int = 36
+    operator_steps: int = 72
     """Linear operators, one a step of each component of the parameter."""
     operator_classes: int | None = None
     """Free classes the transformation is learned from, drawn by the seed; all if not given."""
@@ -148,13 +153,16 @@ class RunConfig(Generic[ModelConfig]):
     def label(self) -> str:
         """Name of the network in tables and run ids: the preset, if that names a network by itself.
 
-        What imagines, if anything does, is appended.
+        What imagines, if anything does, is appended, and those of its options that are not the default.
         """
         label = self.preset if self.preset.startswith(self.model_name) else f"{self.model_name}_{self.preset}"
         if self.preset == "article":
             label = self.model_name
-        how = self.imagining.imagination
-        return label if how == "none" else f"{label}_{how}"
+        if self.imagining.imagination == "none":
+            return label
+        values, default = vars(self.imagining), vars(ImaginationConfig(self.imagining.imagination))
+        changed = [f"{key}_{value}" for key, value in values.items() if value != default[key]]
+        return "_".join([label, self.imagining.imagination, *changed])
 
     @property
     def run_id(self) -> str:
@@ -165,9 +173,13 @@ class RunConfig(Generic[ModelConfig]):
 def to_json(config: Any) -> str:
     """Returns the JSON text of a dataclass."""
     values = dataclasses.asdict(config)
-    # Imagination left as it is by default is not written: runs from before it existed can be resumed.
+    # Options that came later are not written where they are left as they are by default: runs from before they
+    # existed can be resumed.
     if values.get("imagining") == dataclasses.asdict(ImaginationConfig()):
         del values["imagining"]
+    training = values["training"] if isinstance(config, RunConfig) else values
+    if isinstance(config, RunConfig | TrainingConfig) and training["optimizer"] == "adam":
+        del training["optimizer"]
     return json.dumps(values, indent=2) + "\n"
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from tfinv.config import Task
 from tfinv.data.dataset import Dataset
 from tfinv.errors import UsageError
 
@@ -57,6 +58,11 @@ class Protocol:
         excluded_classes: Labels (of the dataset) that are left out; the others are renumbered from 0.
         evaluations: Tests by name of their metric.
         pixel_range: Values of a black and of a white pixel.
+        task: "recognition" of the transformed image, or its "generation" from the image and the parameter.
+        margin: Pixels by which the transformed image exceeds the image on each side.
+        held_out: Range of parameters that no class is ever shown; for parameters of several components, where
+            all of them lie in it.
+        grid_step: Distance of two points of its evaluation sweep, in the unit of the transformation.
     """
 
     name: str
@@ -67,6 +73,15 @@ class Protocol:
     excluded_classes: tuple[int, ...] = ()
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     pixel_range: tuple[float, float] = (0.0, 1.0)
+    task: Task = "recognition"
+    margin: int = 0
+    held_out: Range | None = None
+    grid_step: float = 5.0
+
+    def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Returns the shape of the transformed images."""
+        height, width, channels = image_shape
+        return height + 2 * self.margin, width + 2 * self.margin, channels
 
     def replace(
         self,
@@ -173,6 +188,18 @@ def select(
     )
 
 
+_SHIFT_49 = Protocol(
+    name="shift-49",
+    transformation="shift",
+    free=Range(-20, 20),
+    restricted_classes=(4, 9),
+    restricted=Range(-5, 5),
+    pixel_range=(-1.0, 1.0),
+    task="generation",
+    margin=20,
+    grid_step=1.0,
+)
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -189,6 +216,29 @@ PROTOCOLS: dict[str, Protocol] = {
                 "Pout": Evaluation("restricted classes outside it", "restricted", Range(45, 315)),
                 "Pinv": Evaluation("restricted classes about upside down", "restricted", Range(135, 225)),
             },
+        ),
+        Protocol(
+            name="rotate-49",
+            transformation="rotation",
+            free=Range(-180, 180),
+            restricted_classes=(4, 9),
+            restricted=Range(-45, 45),
+            pixel_range=(-1.0, 1.0),
+            task="generation",
+            grid_step=1.8,
+        ),
+        _SHIFT_49,
+        # A corner of the space of shifts: right and down by 10 pixels or more.
+        dataclasses.replace(_SHIFT_49, name="shift-unseen", held_out=Range(10, 20)),
+        Protocol(
+            name="affine",
+            transformation="affine",
+            free=Range(-0.3, 0.3),
+            restricted_classes=(4, 9),
+            restricted=Range(-0.1, 0.1),
+            pixel_range=(-1.0, 1.0),
+            task="generation",
+            grid_step=0.02,
         ),
     )
 }

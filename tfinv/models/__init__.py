@@ -2,39 +2,66 @@
 
 A model module defines:
 
+    TASK                            optional: "generation"; "recognition" otherwise
     Config                          frozen dataclass of the architecture
     PRESETS                         dict of tfinv.models.Preset by name
+    build(...)                      keras.Model, see below
+    objective(model)                optional: the tfinv.models.Objective to fit; otherwise cross entropy of the
+                                    scores for recognition, mean squared error of the image for generation
+
+For recognition:
+
     build(config, input_shape, num_classes)
-                                    keras.Model from images [N, H, W, C] in 0..1 to a dict with
-                                    "scores" [N, num_classes] and, if it has a decoder, "reconstruction"
-    objective(model)                optional: the tfinv.models.Objective to fit; cross entropy otherwise
+                                    from images [N, H, W, C] in 0..1 to a dict with "scores" [N, num_classes]
+                                    and, if it has a decoder, "reconstruction"
+
+For generation (a generator renders an image transformed):
+
+    build(config, input_shape, output_shape, code_size)
+                                    from {"image": [N, H, W, C], "code": [G, E]} to {"image": [N, H', W', C]},
+                                    pixels in the protocol's range, -1..1
+
+The code is what a network sees of the parameter of a transformation, see tfinv.data.transforms. G divides N: each
+code is that of N / G successive images, so that a network whose weights depend on the code makes them once a
+group; another one repeats the codes (tfinv.models._codes.RepeatCodes). Training has G = N, unless the objective
+says otherwise. A generator with layers "encoder" (images to latents) and "decoder" ({"latent", "code"} to images)
+is evaluated with every image encoded once.
 """
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import keras
 
 from tfinv import registry, runs
-from tfinv.config import RunConfig, from_dict
+from tfinv.config import DEFAULT_PROTOCOLS, RunConfig, Task, from_dict
 from tfinv.errors import UsageError
-from tfinv.models._base import Objective, Preset, classification
+from tfinv.models._base import Objective, Preset, classification, rendering
 
 __all__ = [
     "Objective",
     "Preset",
     "available",
     "build",
+    "build_generator",
+    "default_run",
     "get_model",
     "get_preset",
     "objective",
     "read_run_config",
+    "task_of",
 ]
 
 
-def available() -> list[str]:
-    """Returns the names of all models."""
-    return registry.names(__name__)
+def available(task: Task | None = None) -> list[str]:
+    """Returns the names of the models for a task; of all models without one."""
+    return [name for name in registry.names(__name__) if task is None or task_of(name) == task]
+
+
+def task_of(name: str) -> Task:
+    """Returns what the model `name` is for: "recognition" or "generation"."""
+    return getattr(get_model(name), "TASK", "recognition")
 
 
 def get_model(name: str) -> ModuleType:
@@ -74,16 +101,61 @@ def build(
     Raises:
         UsageError: If the name, the preset or a field is unknown; the message lists the known ones.
     """
+    return get_model(name).build(_config(name, "recognition", preset, config), input_shape, num_classes)
+
+
+def build_generator(
+    name: str,
+    input_shape: tuple[int, int, int],
+    output_shape: tuple[int, int, int],
+    code_size: int,
+    preset: str | None = None,
+    **config,
+) -> keras.Model:
+    """Builds a generator; the twin of `build`.
+
+    Args:
+        name: One of `available("generation")`.
+        input_shape: Height, width and channels of the images.
+        output_shape: Height, width and channels of the transformed images.
+        code_size: Numbers of a code.
+        preset: Preset to start from; the defaults of the model's Config if not given.
+        **config: Fields of the model's Config to set.
+
+    Returns:
+        A model from {"image": [N, H, W, C], "code": [G, E]} to {"image": [N, H', W', C]}.
+
+    Raises:
+        UsageError: As `build`.
+    """
+    values = _config(name, "generation", preset, config)
+    return get_model(name).build(values, input_shape, output_shape, code_size)
+
+
+def _config(name: str, task: Task, preset: str | None, changes: dict[str, Any]) -> Any:
+    """Returns the Config of a model for a task, with changes."""
     module = get_model(name)
+    if task_of(name) != task:
+        raise UsageError(
+            f"Wrong kind of model. Expected one for {task}: {', '.join(available(task))}. "
+            f"Received: {name}, for {task_of(name)}"
+        )
     values = vars(get_preset(name, preset).model) if preset else {}
     fields = module.Config.__dataclass_fields__
-    unknown = [key for key in config if key not in fields]
+    unknown = [key for key in changes if key not in fields]
     if unknown:
         raise UsageError(
             f"Unknown configuration of {name}. Expected some of {', '.join(fields)}. "
             f"Received: {', '.join(unknown)}"
         )
-    return module.build(module.Config(**{**values, **config}), input_shape, num_classes)
+    return module.Config(**{**values, **changes})
+
+
+def default_run(name: str, preset: str) -> RunConfig:
+    """Returns the run of a preset, under the protocol it is meant for."""
+    chosen = get_preset(name, preset)
+    protocol = chosen.protocol or DEFAULT_PROTOCOLS[task_of(name)]
+    return RunConfig(name, preset, chosen.model, chosen.training, chosen.evaluation, protocol=protocol)
 
 
 def read_run_config(directory: Path) -> RunConfig:
@@ -99,4 +171,5 @@ def read_run_config(directory: Path) -> RunConfig:
 
 def objective(name: str, model: keras.Model) -> Objective:
     """Returns what `fit` optimises for a model that `build(name, ...)` made."""
-    return getattr(get_model(name), "objective", classification)(model)
+    default = {"recognition": classification, "generation": rendering}[task_of(name)]
+    return getattr(get_model(name), "objective", default)(model)

@@ -19,6 +19,7 @@ class Preset:
         evaluation: Its evaluation.
         article: What the article's authors measured for this very network, by metric; empty if nothing.
         description: What the preset is for and what it costs.
+        protocol: Protocol it is meant for; the usual one of its task if empty.
     """
 
     model: Any
@@ -26,6 +27,7 @@ class Preset:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     article: Mapping[str, float] = field(default_factory=dict)
     description: str = ""
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Objective:
         model: The model to fit; shares its weights with the prediction model.
         loss: Loss by name of the output.
         loss_weights: Weight of each loss by name of the output.
-        adapt: Maps a batch (images [N, H, W, C], labels [N]) to the (inputs, targets) of `model`.
+        adapt: Maps a batch to the (inputs, targets) of `model`. For recognition a batch is (images [N, H, W, C],
+            labels [N]), for generation ({"image": [N, H, W, C], "code": [N, E]}, {"image": [N, H', W', C]}).
         callbacks: What else `fit` calls; what they do must depend on epoch and step alone, to be resumable.
         best_by: What chooses the best epoch: "accuracy" where the loss of two epochs cannot be compared.
     """
@@ -56,4 +59,14 @@ def classification(model: keras.Model) -> Objective:
         {"scores": keras.losses.SparseCategoricalCrossentropy()},
         {"scores": 1.0},
         lambda images, labels: (images, {"scores": labels}),
+    )
+
+
+def rendering(model: keras.Model) -> Objective:
+    """The default objective of generators: mean squared error of the transformed image."""
+    return Objective(
+        model,
+        {"image": keras.losses.MeanSquaredError()},
+        {"image": 1.0},
+        lambda inputs, targets: (inputs, targets),
     )

@@ -10,6 +10,10 @@ from tfinv.data import projective
 PARAMETER_SHAPE = ()
 PERIOD = 360.0
 UNIT = "degrees"
+CODE_SIZE = 2
+
+# About right angles pixels fall on pixels, and nothing is blurred.
+_SHARP_EVERY, _SHARP_WITHIN = 90.0, 2.0
 
 
 def matrices(degrees: tf.Tensor, height: int, width: int) -> tf.Tensor:
@@ -52,6 +56,20 @@ def grid(step: float) -> np.ndarray:
     return (np.arange(-math.floor(steps + 1e-6), math.ceil(steps - 1e-6)) * step).astype(np.float32)
 
 
-def contains(parameters: np.ndarray, low: float, high: float) -> np.ndarray:
+def contains(parameters, low: float, high: float):
     """Tells which angles [M] lie in [low, high], modulo 360 degrees."""
-    return (np.asarray(parameters) - low) % 360.0 <= high - low
+    if not tf.is_tensor(parameters):
+        parameters = np.asarray(parameters)
+    return (parameters - low) % 360.0 <= high - low
+
+
+def code(parameters: tf.Tensor) -> tf.Tensor:
+    """Cosines and sines of angles in degrees [N]: [N, 2]."""
+    radians = tf.cast(parameters, tf.float32) * (math.pi / 180.0)
+    return tf.stack([tf.cos(radians), tf.sin(radians)], axis=-1)
+
+
+def comparable(parameters: np.ndarray) -> np.ndarray:
+    """Tells which angles [M] are more than 2 degrees from every right angle."""
+    beyond = np.asarray(parameters) % _SHARP_EVERY
+    return np.minimum(beyond, _SHARP_EVERY - beyond) > _SHARP_WITHIN

@@ -10,6 +10,9 @@ from tfinv.data import projective
 PARAMETER_SHAPE = (2,)
 PERIOD = None
 UNIT = "pixels"
+CODE_SIZE = 2
+
+_WIDEST = 20.0
 
 
 def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0) -> tf.Tensor:
@@ -40,12 +43,24 @@ def sample(uniforms: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 def grid(step: float) -> np.ndarray:
     """Diagonal shifts dx = dy [M, 2] in [-20, 20): the multiples of `step` pixels."""
-    steps = 20.0 / step
+    steps = _WIDEST / step
     diagonal = (np.arange(-math.floor(steps + 1e-6), math.ceil(steps - 1e-6)) * step).astype(np.float32)
     return np.stack([diagonal, diagonal], axis=-1)
 
 
-def contains(parameters: np.ndarray, low: float, high: float) -> np.ndarray:
+def contains(parameters, low: float, high: float):
     """Tells which shifts [M, 2] lie in the square [low, high)^2; if low = high, which equal it."""
-    parameters = np.asarray(parameters)
-    return np.all((parameters == low) | ((parameters > low) & (parameters < high)), axis=-1)
+    if not tf.is_tensor(parameters):
+        parameters = np.asarray(parameters)
+    inside = (parameters == low) | ((parameters > low) & (parameters < high))
+    return tf.reduce_all(inside, axis=-1) if tf.is_tensor(parameters) else np.all(inside, axis=-1)
+
+
+def code(parameters: tf.Tensor) -> tf.Tensor:
+    """Shifts [N, 2] in units of 20 pixels."""
+    return tf.cast(parameters, tf.float32) / _WIDEST
+
+
+def comparable(parameters: np.ndarray) -> np.ndarray:
+    """Tells that all shifts [M, 2] are: they are whole, and blur nothing."""
+    return np.ones(len(parameters), bool)
