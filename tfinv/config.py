@@ -57,6 +57,9 @@ class TrainingConfig:
     """Write TensorBoard logs too (needs the extra `tensorboard`)."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimizer."""
+    images_per_code: int = 1
+    """Images of a batch that share a parameter, in generation: networks whose weights depend on it make them
+    once for all of these."""
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, low=0)
@@ -66,6 +69,12 @@ class TrainingConfig:
         check_range("decay_steps", 1 if self.decay_steps is None else self.decay_steps, low=1)
         check_range("beta_1", self.beta_1, low=0.0, high=0.9999)
         check_range("validation_fraction", self.validation_fraction, low=0.0, high=0.9)
+        check_range("images_per_code", self.images_per_code, low=1)
+        if self.batch_size % self.images_per_code:
+            raise UsageError(
+                f"Invalid value for images_per_code. Expected a divisor of batch_size={self.batch_size}. "
+                f"Received: images_per_code={self.images_per_code}"
+            )
 
 
 @dataclass(frozen=True)
@@ -173,13 +182,15 @@ class RunConfig(Generic[ModelConfig]):
 def to_json(config: Any) -> str:
     """Returns the JSON text of a dataclass."""
     values = dataclasses.asdict(config)
-    # Options that came later are not written where they are left as they are by default: runs from before they
-    # existed can be resumed.
+    # Options that came later are written only where they are not left at their default: runs from before
+    # they existed can be resumed.
     if values.get("imagining") == dataclasses.asdict(ImaginationConfig()):
         del values["imagining"]
     training = values["training"] if isinstance(config, RunConfig) else values
-    if isinstance(config, RunConfig | TrainingConfig) and training["optimizer"] == "adam":
-        del training["optimizer"]
+    if isinstance(config, RunConfig | TrainingConfig):
+        for later, default in (("optimizer", "adam"), ("images_per_code", 1)):
+            if training[later] == default:
+                del training[later]
     return json.dumps(values, indent=2) + "\n"
 
 

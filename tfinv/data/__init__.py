@@ -2,7 +2,8 @@
 
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
-from tfinv.data.pipeline import batches, make_dataset, render, sample_parameters
+from tfinv.data.generation import make_pairs, pairs
+from tfinv.data.pipeline import batches, make_dataset, render, sample_parameters, scale_pixels
 from tfinv.data.protocol import PROTOCOLS, Evaluation, Protocol, Range, Split, get_protocol, select
 
 __all__ = [
@@ -16,7 +17,10 @@ __all__ = [
     "get_protocol",
     "load_dataset",
     "make_dataset",
+    "make_pairs",
+    "pairs",
     "render",
     "sample_parameters",
+    "scale_pixels",
     "select",
 ]

@@ -16,7 +16,7 @@ from tfinv.data.transforms import get_transform
 
 # Different uses of one seed must not share random numbers.
 _PURPOSES = ("order", "parameters")
-_STREAMS = ("train", "validation", "test", "pairs", "starts", "steps")
+_STREAMS = ("train", "validation", "test", "pairs", "starts", "steps", "groups")
 
 
 def sample_parameters(
@@ -27,37 +27,56 @@ def sample_parameters(
     override: Range | None = None,
     stream: str = "train",
 ) -> tf.Tensor:
-    """Draws one parameter for each image, from the range of its class.
+    """Draws one parameter for each image, from the range of its class; none of those that are held out.
 
     Args:
         protocol: Gives the transformation and the ranges.
-        restricted: Which images are of a restricted class [N], bool.
+        restricted: Which images are of a restricted class [N], bool; of known length.
         seed: Seed, at least 0.
         epoch: Pass number, at least 0 (int or scalar tensor).
-        override: Range for all images in place of the protocol's.
-        stream: What for: "train", "validation", "test", or "pairs", "starts", "steps" of imagination; each
-            has random numbers of its own.
+        override: Range for all images in place of the protocol's; nothing is held out then.
+        stream: What for: "train", "validation", "test", "groups" of images that share a parameter, or "pairs",
+            "starts", "steps" of imagination; each has random numbers of its own.
 
     Returns:
         Parameters [N, *PARAMETER_SHAPE], float32.
     """
     transform = get_transform(protocol.transformation)
     free, limited = override or protocol.free, override or protocol.restricted
-    shape = (len(restricted), *transform.PARAMETER_SHAPE)
-    uniforms = tf.random.stateless_uniform(shape, _key(seed, epoch, "parameters", stream), alg="philox")
+    shape = (restricted.shape[0], *transform.PARAMETER_SHAPE)
+    key = stateless_key(seed, epoch, "parameters", stream)
     low = tf.where(restricted, np.float32(limited.low), np.float32(free.low))
     high = tf.where(restricted, np.float32(limited.high), np.float32(free.high))
-    return transform.sample(uniforms, low, high)
+
+    def draw(own_key):
+        return transform.sample(tf.random.stateless_uniform(shape, own_key, alg="philox"), low, high)
+
+    if protocol.held_out is None or override is not None:
+        return draw(key)
+    return _redrawn(draw, key, lambda drawn: transform.contains(drawn, *protocol.held_out.bounds))
 
 
-def _key(seed: int, epoch, purpose: str, stream: str) -> tf.Tensor:
+def _redrawn(draw: Callable, key: tf.Tensor, refused: Callable) -> tf.Tensor:
+    """Returns `draw(key)`, with those parameters that are `refused` drawn again until none is."""
+
+    def again(attempt, parameters):
+        fresh = draw(tf.random.fold_in(key, attempt, alg="philox"))
+        mask = tf.reshape(refused(parameters), [-1] + [1] * (parameters.shape.rank - 1))
+        return attempt + 1, tf.where(mask, fresh, parameters)
+
+    begin = (tf.constant(1, tf.int64), draw(key))
+    return tf.while_loop(lambda _, parameters: tf.reduce_any(refused(parameters)), again, begin)[1]
+
+
+def stateless_key(seed: int, epoch, purpose: str, stream: str) -> tf.Tensor:
+    """Returns the key of an epoch's random numbers; no two purposes ("order", "parameters") share any."""
     use = _PURPOSES.index(purpose) + len(_PURPOSES) * _STREAMS.index(stream)
     start = tf.constant([seed, use], tf.int64)
     return tf.random.fold_in(start, tf.cast(epoch, tf.int64), alg="philox")
 
 
 def render(protocol: Protocol, images: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
-    """Scales pixels to the protocol's range and transforms the images.
+    """Scales pixels to the protocol's range, widens the images by its margin and transforms them.
 
     Args:
         protocol: Gives the transformation and the pixel range.
@@ -65,12 +84,20 @@ def render(protocol: Protocol, images: tf.Tensor, parameters: tf.Tensor) -> tf.T
         parameters: [N, *PARAMETER_SHAPE].
 
     Returns:
-        Images [N, H, W, C], float32.
+        Images [N, *protocol.output_shape((H, W, C))], float32.
     """
+    values, black = scale_pixels(protocol, images), protocol.pixel_range[0]
+    if protocol.margin:
+        margin = [protocol.margin] * 2
+        values = tf.pad(values, [[0, 0], margin, margin, [0, 0]], constant_values=black)
+    return get_transform(protocol.transformation).apply(values, parameters, fill_value=black)
+
+
+def scale_pixels(protocol: Protocol, images: tf.Tensor) -> tf.Tensor:
+    """Scales pixels, uint8 in 0..255 or floating point in 0..1, to the protocol's range, float32."""
     black, white = protocol.pixel_range
     scale = (white - black) / (255.0 if images.dtype.is_integer else 1.0)
-    values = tf.cast(images, tf.float32) * scale + black
-    return get_transform(protocol.transformation).apply(values, parameters, fill_value=black)
+    return tf.cast(images, tf.float32) * scale + black
 
 
 def make_dataset(
@@ -129,15 +156,36 @@ def batches(
     `replace` returns the parameters of an epoch [N, *PARAMETER_SHAPE] to use in place of those drawn, given
     the epoch, those drawn, the place of each image in its batch [N] and whether its class is restricted [N].
     """
-    count = len(split)
     images, labels = tf.constant(split.images), tf.constant(split.labels)
+
+    @tf.autograph.experimental.do_not_convert
+    def load(indices, parameters):
+        return render(protocol, tf.gather(images, indices), parameters), tf.gather(labels, indices)
+
+    drawn = draws(protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream, replace)
+    return drawn.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def draws(
+    protocol: Protocol,
+    split: Split,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    start_epoch: int,
+    shuffle: bool,
+    stream: str,
+    replace: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+) -> tf.data.Dataset:
+    """Makes the batches of (indices of images [B], their parameters [B, *PARAMETER_SHAPE]); see `batches`."""
+    count = len(split)
 
     # Nothing in here needs AutoGraph, which warns about the module look-up of the transformation.
     @tf.autograph.experimental.do_not_convert
     def epoch_batches(epoch):
         order = tf.range(count)
         if shuffle:
-            key = _key(seed, epoch, "order", stream)
+            key = stateless_key(seed, epoch, "order", stream)
             order = tf.random.experimental.stateless_shuffle(order, key, alg="philox")
         # The parameter belongs to the image, not to its place in the order.
         parameters = tf.gather(
@@ -148,11 +196,6 @@ def batches(
             parameters = replace(epoch, parameters, tf.range(count) % batch_size, restricted)
         return tf.data.Dataset.from_tensor_slices((order, parameters)).batch(batch_size)
 
-    @tf.autograph.experimental.do_not_convert
-    def load(indices, parameters):
-        return render(protocol, tf.gather(images, indices), parameters), tf.gather(labels, indices)
-
     dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(epoch_batches)
-    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     steps = -(-count // batch_size) * max(epochs - start_epoch, 0)
-    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps))

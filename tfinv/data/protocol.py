@@ -29,6 +29,11 @@ class Range:
                 f"Invalid range. Expected low < high. Received: low={self.low}, high={self.high}"
             )
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Low and high."""
+        return self.low, self.high
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -77,6 +82,15 @@ class Protocol:
     margin: int = 0
     held_out: Range | None = None
     grid_step: float = 5.0
+
+    def __post_init__(self) -> None:
+        held_out = self.held_out
+        for seen in (self.free, self.restricted):
+            if held_out is not None and held_out.low <= seen.low and seen.high <= held_out.high:
+                raise UsageError(
+                    f"Nothing is left to show. Expected held_out not to cover {seen}. "
+                    f"Received: held_out={held_out}"
+                )
 
     def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Returns the shape of the transformed images."""
@@ -215,6 +229,21 @@ PROTOCOLS: dict[str, Protocol] = {
                 "Pin": Evaluation("restricted classes within their range", "restricted", Range(-45, 45)),
                 "Pout": Evaluation("restricted classes outside it", "restricted", Range(45, 315)),
                 "Pinv": Evaluation("restricted classes about upside down", "restricted", Range(135, 225)),
+            },
+        ),
+        # As far as most strokes stay in a picture of 28x28.
+        Protocol(
+            name="shift-34",
+            transformation="shift",
+            free=Range(-6, 7),
+            restricted_classes=(3, 4),
+            restricted=Range(-1, 2),
+            excluded_classes=(6, 9),
+            evaluations={
+                "Ptest": Evaluation("all test images, training ranges", "all"),
+                "Pin": Evaluation("restricted classes within their range", "restricted", Range(-1, 2)),
+                "Pout": Evaluation("restricted classes 2-6 to the right and down", "restricted", Range(2, 7)),
+                "Pinv": Evaluation("restricted classes 4-6 to the right and down", "restricted", Range(4, 7)),
             },
         ),
         Protocol(

@@ -6,7 +6,7 @@ A model module defines:
     Config                          frozen dataclass of the architecture
     PRESETS                         dict of tfinv.models.Preset by name
     build(...)                      keras.Model, see below
-    objective(model)                optional: the tfinv.models.Objective to fit; otherwise cross entropy of the
+    objective(model)                optional: the tfinv.models.Objective to fit; otherwise cross entropy of
                                     scores for recognition, mean squared error of the image for generation
 
 For recognition:
@@ -21,11 +21,11 @@ For generation (a generator renders an image transformed):
                                     from {"image": [N, H, W, C], "code": [G, E]} to {"image": [N, H', W', C]},
                                     pixels in the protocol's range, -1..1
 
-The code is what a network sees of the parameter of a transformation, see tfinv.data.transforms. G divides N: each
-code is that of N / G successive images, so that a network whose weights depend on the code makes them once a
-group; another one repeats the codes (tfinv.models._codes.RepeatCodes). Training has G = N, unless the objective
-says otherwise. A generator with layers "encoder" (images to latents) and "decoder" ({"latent", "code"} to images)
-is evaluated with every image encoded once.
+The code is what a network sees of the parameter of a transformation, see tfinv.data.transforms. G divides N:
+each code is that of N / G successive images, so that a network whose weights depend on the code makes them once
+a group; another one repeats the codes (tfinv.models._codes.RepeatCodes). Training has G = N. Of a generator that
+is nothing but layers "encoder" (images to latents) and "decoder" ({"latent", "code"} to images), evaluation
+encodes every image once.
 """
 
 from pathlib import Path

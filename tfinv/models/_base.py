@@ -38,8 +38,9 @@ class Objective:
         model: The model to fit; shares its weights with the prediction model.
         loss: Loss by name of the output.
         loss_weights: Weight of each loss by name of the output.
-        adapt: Maps a batch to the (inputs, targets) of `model`. For recognition a batch is (images [N, H, W, C],
-            labels [N]), for generation ({"image": [N, H, W, C], "code": [N, E]}, {"image": [N, H', W', C]}).
+        adapt: Maps a batch to the (inputs, targets) of `model`. For recognition a batch is (images
+            [N, H, W, C], labels [N]), for generation ({"image": [N, H, W, C], "code": [N, E]},
+            {"image": [N, H', W', C]}).
         callbacks: What else `fit` calls; what they do must depend on epoch and step alone, to be resumable.
         best_by: What chooses the best epoch: "accuracy" where the loss of two epochs cannot be compared.
     """

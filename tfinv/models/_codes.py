@@ -9,8 +9,8 @@ class RepeatCodes(keras.layers.Layer):
     """Gives each image the code of its group.
 
     Input shape:
-        List of codes [G, E] and anything of the images [N, ...], where G divides N: each code is that of N / G
-        successive images.
+        List of codes [G, E] and anything of the images [N, ...], where G divides N: each code is that of
+        N / G successive images.
 
     Output shape:
         Codes [N, E].

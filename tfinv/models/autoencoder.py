@@ -1,7 +1,7 @@
 """The article's autoencoder: a latent code of the image, decoded under the transformation's code.
 
-The transformation is told to the decoder only. Reproduces a class beyond the range in which it was shown only as
-far as the decoder carries over what it learned from others.
+The transformation is told to the decoder only, which renders a class beyond the range in which it was shown only
+as far as it carries over what it learned from others.
 """
 
 import math
@@ -67,8 +67,8 @@ def build_decoder(
     height, width, channels = output_shape
     if height % scale or width % scale:
         raise UsageError(
-            f"The decoder doubles its maps {len(widths)} times. Expected sides that are multiples of {scale}. "
-            f"Received: output_shape={output_shape}"
+            f"The decoder doubles its maps {len(widths)} times. Expected sides that are multiples of "
+            f"{scale}. Received: output_shape={output_shape}"
         )
     cells = (height // scale, width // scale, widths[0])
     latents = keras.Input((config.latent_size,), name="latent")

@@ -8,12 +8,12 @@ A transformation module defines:
     apply(images, parameters, fill_value=0.0)    images [N, H, W, C], parameters [N, *PARAMETER_SHAPE]
     sample(uniforms, low, high)    uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high
     grid(step)         parameters of an evaluation sweep [M, *PARAMETER_SHAPE], 0 (the identity) included
-    contains(parameters, low, high)    which parameters [M, *PARAMETER_SHAPE] are within the range [M]; an array
-                       for an array, a tensor for a tensor
+    contains(parameters, low, high)    which parameters [M, *PARAMETER_SHAPE] are within the range [M]; an
+                       array for an array, a tensor for a tensor
     CODE_SIZE          numbers of a code
     code(parameters)   what a generator sees of parameters [N, *PARAMETER_SHAPE]: [N, CODE_SIZE], about -1..1
-    comparable(parameters)    which parameters [M, *PARAMETER_SHAPE] blur an image as most do [M]; errors at the
-                       others are not averaged with theirs
+    comparable(parameters)    which parameters [M, *PARAMETER_SHAPE] blur an image as most do [M]; errors at
+                       the others are not averaged with theirs
 """
 
 from types import ModuleType
