@@ -133,11 +133,15 @@ def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
 
 
 def test_the_order_is_that_of_the_suite_and_strangers_come_last(tmp_path):
+    add_run(tmp_path, network("cnn_00", imagination="true"), 0.5)
     for name in ("quick", "cnn_pool_00", "cnn_bn_00", "cnn_00"):
         add_run(tmp_path, network(name), 0.5)
     results_page.render_results(tmp_path)
-    rows = table((tmp_path / "results.md").read_text(), "## rotate-34 on mnist")
-    assert [row["network"] for row in rows] == ["cnn_00", "cnn_bn_00", "cnn_pool_00", "cnn_quick"]
+    text = (tmp_path / "results.md").read_text()
+    rows = table(text, "## rotate-34 on mnist\n\n")
+    assert [row["network"] for row in rows] == ["cnn_00", "cnn_bn_00", "cnn_pool_00", "cnn_00_true"]
+    own = table(text, "## rotate-34 on mnist: what imagination depends on")
+    assert [row["network"] for row in own] == ["cnn_quick"]
 
 
 def test_a_published_run_replaces_the_older_of_its_name(tmp_path):

@@ -107,6 +107,9 @@ def test_names_are_unique_and_each_budget_is_a_run():
     for budget in suites.BUDGETS:
         digests = [runs.digest(row.config(budget, seed)) for row in rows for seed in (0, 1)]
         assert len(set(digests)) == 2 * len(rows)
+    for suite, members in suites.SUITES.items():
+        for place, row in enumerate(members):
+            assert suites.place_of(row.config("cpu", 5)) == (suite, place, row.family)
     for entry in rows:
         preset = models.get_preset(entry.model, entry.preset)
         assert entry.config("article", 0).training == preset.training or entry.changes

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from tfinv import report, results_page, suites, summary
 from tfinv.catalogue import Catalogue, Entry
-from tfinv.config import RunConfig
 from tfinv.errors import UsageError
 from tfinv.files import check_writable
 from tfinv.runs import digest
@@ -70,7 +69,10 @@ def reproduce(
         return 0
     if not report_only:
         console.print(_overview(entries, known), highlight=False)
-        failures = sweep(entries, known, lambda config: _command(suite, budget, config), console)
+        names = {config: row.name for row, config in configs}
+        failures = sweep(
+            entries, known, lambda config: _command(suite, budget, names[config], config.seed), console
+        )
         entries = [known.find(entry.config) for entry in entries]
     _report([row for row, _ in configs], entries, publish or output / f"{suite}-{budget}", console)
     _complain(failures, console)
@@ -100,9 +102,9 @@ def _listing(entries: Sequence[Entry], known: Catalogue, title: str) -> Table:
     return table
 
 
-def _command(suite: str, budget: str, config: RunConfig) -> list[str]:
-    """Returns the command line that makes this one run."""
-    options = f"--budget {budget} --only {config.label} --seeds {config.seed}"
+def _command(suite: str, budget: str, name: str, seed: int) -> list[str]:
+    """Returns the command line that makes one run."""
+    options = f"--budget {budget} --only {name} --seeds {seed}"
     return ["scripts/reproduce.py", suite, *shlex.split(options)]
 
 

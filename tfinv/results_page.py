@@ -70,7 +70,8 @@ def render_results(docs: Path) -> None:
     groups: dict[tuple, list[Result]] = {}
     for result in found:
         groups.setdefault(_section_of(result.config), []).append(result)
-    text = [_INTRODUCTION, *(part for members in groups.values() for part in _section(members, docs))]
+    ordered = sorted(groups, key=lambda key: (key[-1], key[0] != "mnist", str(key)))
+    text = [_INTRODUCTION, *(part for key in ordered for part in _section(groups[key], docs))]
     docs.mkdir(parents=True, exist_ok=True)
     with replacing(docs / "results.md") as partial:
         partial.write_text("\n".join(filter(None, text)))
@@ -78,12 +79,13 @@ def render_results(docs: Path) -> None:
 
 def _section(members: Sequence[Result], docs: Path) -> Iterator[str]:
     """Yields the parts of results.md on one dataset, protocol and choice of classes."""
-    dataset, name, restricted, _ = _section_of(members[0].config)
+    dataset, name, restricted, _, title = _section_of(members[0].config)
     protocol, networks = report.protocol_of(members[0].config), summary.networks(members)
     others = "" if restricted is None else f", restricted classes {', '.join(map(str, restricted))}"
-    figure = Path("figures") / f"{'-'.join([name, Path(dataset).stem, *map(str, restricted or ())])}.png"
-    known = suites.families()
-    families = {network.name: known.get(network.config.label, "Others") for network in networks}
+    others += f": {title}" if title else ""
+    stem = "-".join([name, Path(dataset).stem, *map(str, restricted or ()), *title.split()])
+    figure = Path("figures") / f"{stem}.png"
+    families = {network.name: suites.place_of(network.config)[2] for network in networks}
     curves = {network.name: [result.rows for result in network.results] for network in networks}
     figures.save(figures.comparison(curves, protocol, _in_order(families)), docs / figure)
     leading, below = report.leaders(networks)
@@ -103,7 +105,8 @@ def _section(members: Sequence[Result], docs: Path) -> Iterator[str]:
 
 
 def _section_of(config: RunConfig) -> tuple:
-    return config.dataset, config.protocol, config.restricted_classes, config.excluded_classes
+    title = suites.title_of(suites.place_of(config)[0])
+    return config.dataset, config.protocol, config.restricted_classes, config.excluded_classes, title
 
 
 def _num_classes(result: Result) -> int:

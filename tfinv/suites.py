@@ -37,6 +37,7 @@ class Experiment:
         changes: The same at every budget.
         seeds: Seeds if the command line gives none.
         pictures: Figures of its first run that a report shows.
+        suffix: What its name has beside its label, where another row has the same label.
     """
 
     model: str
@@ -47,11 +48,12 @@ class Experiment:
     changes: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     pictures: tuple[str, ...] = ()
+    suffix: str = ""
 
     @property
     def name(self) -> str:
-        """The network's name in tables and on the command line."""
-        return self.config("article", 0).label
+        """The row's name on the command line."""
+        return self.config("article", 0).label + self.suffix
 
     def config(self, budget: str, seed: int) -> RunConfig:
         """Returns the run of one seed at one of BUDGETS."""
@@ -80,15 +82,26 @@ _FIGURES = ("reconstructions.png", "taken_for.png")
 _FEW_PASSES = {"repeats": 5, "curve_images": 1000}
 _EFFICIENT = {"epochs": 5, "batch_size": 100, "learning_rate": 2e-3, "decay_rate": 0.6, **_FEW_PASSES}
 _GIVEN = "Given the transformation"
+_TITLES = {"imagination": "what imagination depends on"}
 
 
-def _imagined(how: str, **rest: Any) -> Experiment:
-    changes = {"imagination": how, **rest}
+def _imagined(how: str) -> Experiment:
+    changes = {"imagination": how}
     few = {"operator_steps": 4, "operator_pairs": 200, "address_steps": 5}
     seeds = (0, 1, 2)
     return _cnn(
         "cnn_bn_00", "Imagination", changes=changes, smoke=few, seeds=seeds, pictures=("taken_for.png",)
     )
+
+
+# One operator a pixel, the end of the range included.
+_SHIFTS = {"protocol": "shift-34", "operator_steps": 14}
+
+
+def _ablated(family: str, how: str = "operators", suffix: str = "", **changes: Any) -> Experiment:
+    few = {"operator_pairs": 200, "address_steps": 5}
+    changes = {"imagination": how, **changes}
+    return Experiment("cnn", "quick", family, smoke=few, changes=changes, suffix=suffix)
 
 
 # The order is that of the article's table.
@@ -111,9 +124,25 @@ SUITES: Mapping[str, tuple[Experiment, ...]] = {
         Experiment("stn_cnn", "stn_cnn", _GIVEN),
         Experiment("group_cnn", "group_cnn_c4", _GIVEN),
         Experiment("group_cnn", "group_cnn_c8", _GIVEN),
-        _imagined("operators", operator_steps=72),
+        _imagined("operators"),
         _imagined("address"),
         _imagined("true"),
+    ),
+    "imagination": (
+        _ablated("Quick network", "none"),
+        _ablated("Quick network", "operators"),
+        _ablated("Quick network", "address"),
+        _ablated("Quick network", "true"),
+        *(_ablated("Free classes", operator_classes=count) for count in (1, 2, 3, 4, 5)),
+        *(_ablated("Operators", operator_steps=count) for count in (8, 12, 18, 36)),
+        *(_ablated("Share of imagined images", imagined_share=share) for share in (0.25, 0.5, 0.75)),
+        _ablated("Who is imagined, from where", imagined_classes="restricted"),
+        _ablated("Who is imagined, from where", imagined_from="range"),
+        *(
+            _ablated("Fashion-MNIST", how, "-fashion_mnist", dataset="fashion_mnist", excluded_classes=())
+            for how in ("none", "operators", "address", "true")
+        ),
+        *(_ablated("Shifts", how, "-shift", **_SHIFTS) for how in ("none", "operators", "address", "true")),
     ),
 }
 
@@ -139,6 +168,22 @@ def select(suite: str, names: Sequence[str] = ()) -> list[Experiment]:
     return [row for name, row in rows.items() if name in names or not names]
 
 
-def families() -> dict[str, str]:
-    """Returns the family of each network of all suites by name, in their order."""
-    return {row.name: row.family for rows in SUITES.values() for row in rows}
+def title_of(suite: str) -> str:
+    """Returns the heading of a suite's networks in a report; empty for the article's."""
+    return _TITLES.get(suite, "")
+
+
+def place_of(config: RunConfig) -> tuple[str, int, str]:
+    """Returns the suite, the place in it and the family of the row that a run is of, whatever its budget.
+
+    The suite is empty for a run that no row asks for.
+    """
+    for suite, rows in SUITES.items():
+        for place, row in enumerate(rows):
+            if _identity(row.config("article", 0)) == _identity(config):
+                return suite, place, row.family
+    return "", 0, "Others"
+
+
+def _identity(config: RunConfig) -> tuple[str, str, str]:
+    return config.label, config.dataset, config.protocol

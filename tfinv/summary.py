@@ -93,10 +93,10 @@ def networks(found: Iterable[Result]) -> list[Network]:
         # More passes or points of the curve do not make another network.
         key = dataclasses.replace(result.config, seed=0, evaluation=EvaluationConfig())
         groups.setdefault(key, []).append(result)
-    places = {name: place for place, name in enumerate(suites.families())}
 
     def order(config: RunConfig) -> tuple:
-        return places.get(config.label, len(places)), config.label, config.training.epochs, budget(config)
+        suite, place, _ = suites.place_of(config)
+        return not suite, place, config.label, config.training.epochs, budget(config)
 
     return [
         Network(_name(config, groups), tuple(sorted(groups[config], key=lambda result: result.config.seed)))
