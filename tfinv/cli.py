@@ -121,9 +121,7 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
     from tfinv.config import RunConfig
 
     module = models.get_model(model_name)
-    preset_name = _value_of("--preset", arguments) or default_preset
-    preset = models.get_preset(model_name, preset_name)
-    default = RunConfig(model_name, preset_name, preset.model, preset.training, preset.evaluation)
+    default = models.default_run(model_name, _value_of("--preset", arguments) or default_preset)
 
     def launch(
         config: RunConfig[module.Config] = default,  # type: ignore[name-defined]

@@ -10,7 +10,8 @@ import pandas as pd
 import tensorflow as tf
 from rich.progress import track
 
-import tfinv.layers  # noqa: F401  registers the layers that a .keras file may contain
+import tfinv.layers  # registers the layers that a .keras file may contain
+import tfinv.models._codes  # noqa: F401  and those of generators
 from tfinv.config import check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
 from tfinv.data.transforms import get_transform
@@ -121,7 +122,7 @@ def accuracy_curve(
 
 
 def load_model(path: str | Path) -> Any:
-    """Loads a .keras file or a SavedModel folder as a callable on images.
+    """Loads a .keras file or a SavedModel folder as a callable on images, for generation on a dict.
 
     Raises:
         UsageError: If there is nothing at `path`, or it cannot be read as a model.
@@ -133,9 +134,10 @@ def load_model(path: str | Path) -> Any:
         if path.is_dir():
             module = tf.saved_model.load(str(path))
             signatures = module.signatures
-            if not {"classify", "serving_default"} & set(signatures):
-                raise ValueError("it has no signature classify or serving_default")
-            module.tfinv_signature = signatures.get("classify") or signatures["serving_default"]
+            known = [name for name in ("classify", "generate", "serving_default") if name in signatures]
+            if not known:
+                raise ValueError("it has no signature classify, generate or serving_default")
+            module.tfinv_signature = signatures[known[0]]
             return module
         return keras.models.load_model(path, compile=False)
     except Exception as error:

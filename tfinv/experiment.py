@@ -9,9 +9,22 @@ import pandas as pd
 import tensorflow as tf
 import tyro
 from rich.console import Console
+from rich.table import Table
 
-from tfinv import evaluation, export, figures, imagination, models, ops, report, results, runs, training
-from tfinv.config import EvaluationConfig, RunConfig, check_range
+from tfinv import (
+    evaluation,
+    export,
+    figures,
+    generation,
+    imagination,
+    models,
+    ops,
+    report,
+    results,
+    runs,
+    training,
+)
+from tfinv.config import DEFAULT_PROTOCOLS, EvaluationConfig, RunConfig, check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
@@ -20,7 +33,11 @@ from tfinv.results import Provenance
 
 # Inside and outside a +-45 degree range alike; columns of the reconstruction figure.
 _RECONSTRUCTION_COLUMNS = 12
-_DEFAULT_SETTINGS = EvaluationConfig()
+_DEFAULT_SETTINGS = EvaluationConfig(grid_step=None)
+# Frames of the animation, about.
+_FRAMES = 72
+# Points of a sweep that a smoke run keeps: every ninth.
+_SMOKE_STEPS = 9
 
 
 def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool = False) -> Path:
@@ -46,7 +63,7 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
     if not len(train):
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
     _implementation(config)  # refuses one that is absent
-    training.check(config, dataset.image_shape, len(test.class_names))
+    training.check(config, protocol, dataset.image_shape, len(test.class_names))
     imagination.check(protocol, train, config.imagining, config.seed)
     check_writable(output)
     directory = output / config.run_id
@@ -73,12 +90,16 @@ def _run(config: RunConfig, protocol: Protocol, dataset: Dataset, test: Split, d
     rows = _evaluate(model, protocol, dataset, config.evaluation, config.seed, config.limit, provenance)
     results.write_csv(directory / runs.INVARIANCE, rows)
     _draw(rows, protocol, directory / runs.FIGURES, model, test)
+    rendering = protocol.task == "generation"
     if (directory / runs.HISTORY).is_file():
         history = pd.read_csv(directory / runs.HISTORY)
-        figures.save(figures.training_curves(history), directory / runs.FIGURES / "training.png")
-    export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
-    article = report.article_figures(config, protocol, config.dataset)
-    console.print(report.invariance_table(rows, protocol, article, config.run_id))
+        curves = generation.training_curve(history) if rendering else figures.training_curves(history)
+        figures.save(curves, directory / runs.FIGURES / "training.png")
+    if rendering:
+        generation.export_generator(model, directory / runs.EXPORT)
+    else:
+        export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
+    console.print(_table(rows, protocol, config, config.dataset, config.run_id))
     written = [
         path.relative_to(directory)
         for folder in (".", runs.FIGURES)
@@ -102,11 +123,11 @@ def evaluate(
     """Evaluates a run directory, a .keras file or a SavedModel folder.
 
     What is not given comes from the config.json of the run directory the model is in, if there is
-    one, and else is "rotate-34" on "mnist".
+    one, and else is "rotate-34", or "rotate-49" for a network that renders, on "mnist".
 
     Args:
         model: Run directory, .keras file or SavedModel folder.
-        protocol: Name of the protocol; by default the run's own, or rotate-34.
+        protocol: Name of the protocol; by default the run's own, or that of the network's task.
         dataset: Name of the dataset or path of an .npz; by default the run's own, or mnist.
         settings: How thoroughly.
         seed: Seed of the random parameters.
@@ -114,7 +135,7 @@ def evaluate(
         restricted_classes: Classes tested outside their range; by default the run's or protocol's own.
         excluded_classes: Classes left out; by default the run's or protocol's own.
         output: Folder for invariance.csv and figures/; if not given, nothing is written and the accuracy
-            curve is not measured.
+            curve of a classifier is not measured.
         overwrite: Replace an earlier evaluation in the output folder.
 
     Returns:
@@ -130,13 +151,21 @@ def evaluate(
         model = model / runs.MODEL
     if output is not None and (output / runs.INVARIANCE).exists() and not overwrite:
         raise UsageError(f"Results exist: {output / runs.INVARIANCE}. Use --overwrite or another --output.")
-    chosen = get_protocol(protocol or (stored.protocol if stored else "rotate-34"))
-    if stored:
-        chosen = chosen.replace(stored.restricted_classes, stored.excluded_classes)
-    chosen = chosen.replace(restricted_classes, excluded_classes)
+    named = protocol or (stored.protocol if stored else None)
+    chosen = get_protocol(named) if named else None  # a wrong name is found before anything is loaded
     if output is not None:
         check_writable(output)
     loaded = evaluation.load_model(model)
+    task = "generation" if generation.is_generator(loaded) else "recognition"
+    chosen = chosen or get_protocol(DEFAULT_PROTOCOLS[task])
+    if chosen.task != task:
+        raise UsageError(
+            f"The model is for {task}. Expected a protocol for that. "
+            f"Received: protocol={chosen.name}, for {chosen.task}"
+        )
+    if stored:
+        chosen = chosen.replace(stored.restricted_classes, stored.excluded_classes)
+    chosen = chosen.replace(restricted_classes, excluded_classes)
     dataset = dataset or (stored.dataset if stored else "mnist")
     data = load_dataset(dataset)
     name = directory.name if stored else model.stem
@@ -145,21 +174,23 @@ def evaluate(
         name, label = f"{name} (best epoch)", f"{label} (best epoch)"
     implementation = _implementation(stored, exported=model.is_dir())
     provenance = Provenance(name, label, data.name, chosen.name, seed, implementation)
-    if output is None:
+    if output is None and task == "recognition":
         rows = evaluation.evaluate_invariance(loaded, chosen, settings.repeats, seed, data, limit, provenance)
     else:
         rows = _evaluate(loaded, chosen, data, settings, seed, limit, provenance)
+    if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         results.write_csv(output / runs.INVARIANCE, rows)
-        _draw(rows, chosen, output / runs.FIGURES)
-    article = report.article_figures(stored, chosen, dataset) if stored else {}
-    Console().print(report.invariance_table(rows, chosen, article, name))
+        test = select(chosen, data, "test", limit=limit) if task == "generation" else None
+        _draw(rows, chosen, output / runs.FIGURES, loaded, test)
+    Console().print(_table(rows, chosen, stored, dataset, name))
     return rows
 
 
 def smoke(config: RunConfig) -> RunConfig:
     """Returns a run of under a minute that goes through every stage."""
-    small = runs.replace(config, epochs=1, validation_fraction=0.0, repeats=1, grid_step=45.0, limit=600)
+    step = _SMOKE_STEPS * get_protocol(config.protocol).grid_step
+    small = runs.replace(config, epochs=1, validation_fraction=0.0, repeats=1, grid_step=step, limit=600)
     return dataclasses.replace(small, preset="smoke")
 
 
@@ -172,9 +203,11 @@ def _evaluate(
     limit: int | None,
     provenance: Provenance,
 ) -> pd.DataFrame:
-    repeats, step = settings.repeats, settings.grid_step
-    tests = evaluation.evaluate_invariance(model, protocol, repeats, seed, dataset, limit, provenance)
+    repeats, step = settings.repeats, settings.grid_step or protocol.grid_step
     curve_limit = min(filter(None, (limit, settings.curve_images)), default=None)
+    if protocol.task == "generation":
+        return generation.evaluate_generation(model, protocol, step, dataset, curve_limit, provenance)
+    tests = evaluation.evaluate_invariance(model, protocol, repeats, seed, dataset, limit, provenance)
     curve = evaluation.accuracy_curve(model, protocol, step, dataset, curve_limit, provenance)
     return pd.concat([tests, curve], ignore_index=True)
 
@@ -182,14 +215,42 @@ def _evaluate(
 def _draw(
     rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None
 ) -> None:
+    if protocol.task == "generation":
+        _draw_generation(rows, protocol, folder, model, test)
+        return
     figures.save(figures.accuracy_against_parameter(rows, protocol), folder / "accuracy.png")
     if rows.metric.str.startswith("taken_for:").any():
         figures.save(figures.taken_for(rows, protocol), folder / "taken_for.png")
     if model is not None and test is not None and "reconstruction" in model.output and test.restricted.any():
-        parameters = get_transform(protocol.transformation).grid(1.0)
-        columns = np.linspace(0, len(parameters), _RECONSTRUCTION_COLUMNS, endpoint=False).astype(int)
-        figure = figures.reconstructions(model, test, protocol, parameters[columns])
+        parameters = _spread(protocol, 1.0, _RECONSTRUCTION_COLUMNS)
+        figure = figures.reconstructions(model, test, protocol, parameters)
         figures.save(figure, folder / "reconstructions.png")
+
+
+def _draw_generation(rows: pd.DataFrame, protocol: Protocol, folder: Path, model, test: Split) -> None:
+    figures.save(generation.error_against_parameter(rows, protocol), folder / "errors.png")
+    step = protocol.grid_step
+    columns = _spread(protocol, step, _RECONSTRUCTION_COLUMNS)
+    figures.save(generation.panel(model, test, protocol, columns), folder / "panel.png")
+    if test.restricted.any():
+        frames = _spread(protocol, step, _FRAMES)
+        generation.save_animation(model, test, protocol, frames, folder / "animation.gif")
+
+
+def _spread(protocol: Protocol, step: float, count: int) -> np.ndarray:
+    """Returns about `count` points, evenly spread, of the sweep with that step."""
+    grid = get_transform(protocol.transformation).grid(step)
+    return grid[np.unique(np.linspace(0, len(grid), count, endpoint=False).astype(int))]
+
+
+def _table(
+    rows: pd.DataFrame, protocol: Protocol, config: RunConfig | None, dataset: str, title: str
+) -> Table:
+    """Returns the results for the terminal; beside the article's for a network of the article."""
+    if protocol.task == "generation":
+        return generation.error_table(rows, protocol, title)
+    article = report.article_figures(config, protocol, dataset) if config else {}
+    return report.invariance_table(rows, protocol, article, title)
 
 
 def _run_of(model: Path) -> tuple[Path, RunConfig | None]:

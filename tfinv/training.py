@@ -17,7 +17,8 @@ import tensorflow as tf
 
 from tfinv import imagination, models, results, runs
 from tfinv.config import RunConfig, TrainingConfig
-from tfinv.data import Dataset, Protocol, Split, batches, select
+from tfinv.data import PROTOCOLS, Dataset, Protocol, Split, batches, pairs, select
+from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 from tfinv.files import replacing
 
@@ -40,21 +41,29 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """Adam with the learning rate multiplied by `decay_rate` every `decay_steps` steps."""
+    """The optimizer, with the learning rate multiplied by `decay_rate` every `decay_steps` steps."""
     schedule = keras.optimizers.schedules.ExponentialDecay(
         config.learning_rate, config.decay_steps or steps_per_epoch, config.decay_rate, staircase=True
     )
+    if config.optimizer == "rmsprop":
+        return keras.optimizers.RMSprop(schedule)
     return keras.optimizers.Adam(schedule, beta_1=config.beta_1)
 
 
-def build_model(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+def build_model(
+    config: RunConfig, protocol: Protocol, image_shape: tuple[int, int, int], num_classes: int
+) -> keras.Model:
     """Builds the network of a run.
 
     Raises:
         UsageError: If the configured network does not fit images of that shape.
     """
+    build = models.get_model(config.model_name).build
     try:
-        return models.get_model(config.model_name).build(config.model, image_shape, num_classes)
+        if protocol.task == "recognition":
+            return build(config.model, image_shape, num_classes)
+        code_size = get_transform(protocol.transformation).CODE_SIZE
+        return build(config.model, image_shape, protocol.output_shape(image_shape), code_size)
     except ValueError as error:  # Keras's word for a kernel larger than its input, a negative size, ...
         reason = " ".join(str(error).split())
         raise UsageError(
@@ -62,9 +71,30 @@ def build_model(config: RunConfig, image_shape: tuple[int, int, int], num_classe
         ) from None
 
 
-def check(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raises UsageError if `train` could not start: a network that cannot be built, a missing extra."""
-    build_model(config, image_shape, num_classes)
+def check(config: RunConfig, protocol: Protocol, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises UsageError if `train` could not start.
+
+    That is for a network of another task than the protocol's, one that cannot be built, options that mean
+    nothing for the task, or a missing extra.
+    """
+    task = models.task_of(config.model_name)
+    if task != protocol.task:
+        fitting = [name for name, known in PROTOCOLS.items() if known.task == task]
+        raise UsageError(
+            f"{config.model_name} is for {task}. Expected a protocol for that: {', '.join(fitting)}. "
+            f"Received: protocol={protocol.name}, for {protocol.task}"
+        )
+    if task == "generation" and config.imagining.imagination != "none":
+        raise UsageError(
+            "Imagination is for recognition. Expected imagination=none for a network that renders. "
+            f"Received: imagination={config.imagining.imagination}"
+        )
+    if task == "recognition" and config.training.images_per_code != 1:
+        raise UsageError(
+            "Codes are for generation. Expected images_per_code=1 for a network that recognises. "
+            f"Received: images_per_code={config.training.images_per_code}"
+        )
+    build_model(config, protocol, image_shape, num_classes)
     if config.training.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UsageError("TensorBoard is not installed: pip install 'tfinv[tensorboard]'")
 
@@ -90,15 +120,16 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
     keras.utils.set_random_seed(config.seed)
     num_classes = len(split.class_names)
     with dtype_policy(training.precision):
-        model = build_model(config, dataset.image_shape, num_classes)
+        model = build_model(config, protocol, dataset.image_shape, num_classes)
         objective = models.objective(config.model_name, model)
     steps = -(-len(split) // training.batch_size)
     optimizer = make_optimizer(training, steps)
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     objective.model.compile(
         optimizer,
         loss=objective.loss,
         loss_weights=objective.loss_weights,
-        metrics={"scores": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]},
+        metrics={"scores": [accuracy]} if protocol.task == "recognition" else None,
         # On a CPU, XLA's convolutions are 2-20 times slower than oneDNN's.
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
@@ -112,10 +143,7 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
         train_data = _train_data(config, protocol, split, directory, start)
         held_out_data = None
         if len(held_out):
-            held_out_data = batches(
-                protocol, held_out, training.batch_size, config.seed, shuffle=False, stream="validation"
-            )
-            held_out_data = held_out_data.map(objective.adapt)
+            held_out_data = _held_out_data(config, protocol, held_out).map(objective.adapt)
         objective.model.fit(
             train_data.map(objective.adapt),
             validation_data=held_out_data,
@@ -128,7 +156,7 @@ def train(config: RunConfig, protocol: Protocol, dataset: Dataset, directory: Pa
             verbose=1 if sys.stdout.isatty() else 2,
         )
     if training.precision != "float32":  # what is kept and exported is in full precision
-        trained, model = model, build_model(config, dataset.image_shape, num_classes)
+        trained, model = model, build_model(config, protocol, dataset.image_shape, num_classes)
         best = directory / runs.BEST_MODEL
         if best.is_file():
             model.set_weights(keras.models.load_model(best, compile=False).get_weights())
@@ -143,11 +171,24 @@ def _train_data(
 ) -> tf.data.Dataset:
     """Batches of the epochs that remain, imagined ones among them if the run asks for that."""
     size, epochs, imagining = config.training.batch_size, config.training.epochs, config.imagining
+    if protocol.task == "generation":
+        shared = config.training.images_per_code
+        return pairs(protocol, split, size, config.seed, epochs, start, images_per_code=shared)
     if imagining.imagination == "none":
         return batches(protocol, split, size, config.seed, epochs, start)
     learned = imagination.load_or_learn(protocol, split, imagining, config.seed, directory)
     stream = imagination.ImaginedStream(protocol, imagining, learned)
     return stream.batches(split, size, config.seed, epochs, start)
+
+
+def _held_out_data(config: RunConfig, protocol: Protocol, split: Split) -> tf.data.Dataset:
+    """Batches of one pass over the held-out images, always the same."""
+    training = config.training
+    arguments: dict[str, Any] = {"shuffle": False, "stream": "validation"}
+    if protocol.task == "recognition":
+        return batches(protocol, split, training.batch_size, config.seed, **arguments)
+    arguments["images_per_code"] = training.images_per_code
+    return pairs(protocol, split, training.batch_size, config.seed, **arguments)
 
 
 def save_model(model: keras.Model, path: Path) -> None:

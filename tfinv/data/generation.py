@@ -116,7 +116,7 @@ def _group_draws(
 
     dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(epoch_batches)
     dataset = dataset.map(lambda members, parameters: (tf.reshape(members, [-1]), parameters))
-    steps = -(-groups * size // batch_size) * max(epochs - start_epoch, 0)
+    steps = -(-count // batch_size) * max(epochs - start_epoch, 0)
     return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
 

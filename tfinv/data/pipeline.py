@@ -35,8 +35,8 @@ def sample_parameters(
         seed: Seed, at least 0.
         epoch: Pass number, at least 0 (int or scalar tensor).
         override: Range for all images in place of the protocol's; nothing is held out then.
-        stream: What for: "train", "validation", "test", "groups" of images that share a parameter, or "pairs",
-            "starts", "steps" of imagination; each has random numbers of its own.
+        stream: What for: "train", "validation", "test", "groups" of images that share a parameter, or
+            "pairs", "starts", "steps" of imagination; each has random numbers of its own.
 
     Returns:
         Parameters [N, *PARAMETER_SHAPE], float32.

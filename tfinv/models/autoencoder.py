@@ -1,7 +1,7 @@
 """The article's autoencoder: a latent code of the image, decoded under the transformation's code.
 
-The transformation is told to the decoder only, which renders a class beyond the range in which it was shown only
-as far as it carries over what it learned from others.
+The transformation is told to the decoder only, which renders a class beyond the range in which it was shown
+only as far as it carries over what it learned from others.
 """
 
 import math
@@ -87,7 +87,7 @@ _SWEEP = EvaluationConfig(repeats=1, grid_step=None)
 PRESETS = {
     "quick": Preset(
         Config((32, 64), (64, 32), dense_units=256),
-        TrainingConfig(epochs=8, optimizer="rmsprop"),
+        TrainingConfig(epochs=5, optimizer="rmsprop"),
         EvaluationConfig(repeats=1, grid_step=None, curve_images=2000),
         description="narrower; under 10 minutes on 2 cores",
     ),

@@ -5,6 +5,7 @@ A transformation module defines:
     PARAMETER_SHAPE    shape of one parameter: () for a scalar, (2,) for a pair
     PERIOD             after how much the transformation repeats itself; None if it does not
     UNIT               unit of the parameter for labels, such as "degrees"
+    SWEEP              what its grid varies, for labels
     apply(images, parameters, fill_value=0.0)    images [N, H, W, C], parameters [N, *PARAMETER_SHAPE]
     sample(uniforms, low, high)    uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high
     grid(step)         parameters of an evaluation sweep [M, *PARAMETER_SHAPE], 0 (the identity) included

@@ -14,6 +14,7 @@ from tfinv.data import projective
 PARAMETER_SHAPE = (6,)
 PERIOD = None
 UNIT = "parts"
+SWEEP = "s of the parameter s (1, 1, 1, -1, 1, -1)"
 CODE_SIZE = 6
 
 # The sweep turns, zooms and moves at once: always invertible, unlike equal numbers.

@@ -10,6 +10,7 @@ from tfinv.data import projective
 PARAMETER_SHAPE = ()
 PERIOD = 360.0
 UNIT = "degrees"
+SWEEP = "angle, counter-clockwise"
 CODE_SIZE = 2
 
 # About right angles pixels fall on pixels, and nothing is blurred.

@@ -10,6 +10,7 @@ from tfinv.data import projective
 PARAMETER_SHAPE = (2,)
 PERIOD = None
 UNIT = "pixels"
+SWEEP = "dx = dy, to the right and down"
 CODE_SIZE = 2
 
 _WIDEST = 20.0

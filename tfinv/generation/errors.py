@@ -1,0 +1,202 @@
+"""Measures how well a generator renders each class at each parameter of a transformation."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from rich.progress import track
+
+from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, scale_pixels, select
+from tfinv.data.transforms import get_transform
+from tfinv.errors import UsageError
+from tfinv.evaluation import load_model
+from tfinv.results import Provenance, to_frame
+
+BATCH_SIZE = 500
+
+
+class Renderer:
+    """Any generator behind two functions, so that images are encoded once for all parameters.
+
+    Args:
+        model: A generator of tfinv.models, a SavedModel of one, or any function that maps images [N, H, W, C]
+            in the protocol's pixel range and a code [1, E] to images [N, H', W', C] or a dict with "image".
+        protocol: Gives the transformation and the pixel range.
+    """
+
+    def __init__(self, model: Any, protocol: Protocol):
+        self._model = model
+        self._protocol = protocol
+        self._code = get_transform(protocol.transformation).code
+        self._parts = _parts_of(model)
+
+    def features(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns what `rendered` needs of images [N, H, W, C] (uint8, or in 0..1): [N, ...]."""
+        scaled = scale_pixels(self._protocol, images)
+        return self._parts[0](scaled, training=False) if self._parts else scaled
+
+    def rendered(self, features: tf.Tensor, parameter: tf.Tensor) -> tf.Tensor:
+        """Returns the images [N, H', W', C] under one parameter [*PARAMETER_SHAPE]."""
+        code = self._code(parameter[tf.newaxis])
+        if self._parts:
+            return self._parts[1]({"latent": features, "code": code}, training=False)
+        if isinstance(self._model, keras.Model):
+            images = self._model({"image": features, "code": code}, training=False)
+        elif hasattr(self._model, "tfinv_signature"):
+            images = self._model.tfinv_signature(image=features, code=code)
+        else:
+            images = self._model(features, code)
+        return images["image"] if isinstance(images, dict) else images
+
+    def errors(self, images: tf.Tensor, features: tf.Tensor, parameter: tf.Tensor) -> tf.Tensor:
+        """Returns the mean squared error over the pixels of each image [N], in the protocol's pixel range."""
+        parameters = tf.repeat(parameter[tf.newaxis], tf.shape(images)[0], axis=0)
+        difference = self.rendered(features, parameter) - render(self._protocol, images, parameters)
+        return tf.reduce_mean(tf.square(difference), axis=(1, 2, 3))
+
+
+def is_generator(model: Any) -> bool:
+    """Tells whether a loaded model is a generator, by its inputs."""
+    if isinstance(model, keras.Model):
+        return isinstance(model.input, dict) and set(model.input) == {"image", "code"}
+    signature = getattr(model, "tfinv_signature", None)
+    return signature is not None and "code" in signature.structured_input_signature[1]
+
+
+def _parts_of(model: Any) -> tuple[keras.Model, keras.Model] | None:
+    """Returns encoder and decoder of a generator that is nothing but these."""
+    if not (isinstance(model, keras.Model) and is_generator(model)):
+        return None
+    parts = {layer.name: layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
+    if set(parts) != {"encoder", "decoder"} or set(parts["decoder"].input) != {"latent", "code"}:
+        return None
+    return parts["encoder"], parts["decoder"]
+
+
+def evaluate_generation(
+    model: Any,
+    protocol: str | Protocol,
+    step: float | None = None,
+    data: str | Dataset = "mnist",
+    limit: int | None = None,
+    provenance: Provenance | None = None,
+) -> pd.DataFrame:
+    """Measures the error of every class at every parameter of the transformation's grid.
+
+    Args:
+        model: As for `Renderer`, or the path of a .keras file or SavedModel folder.
+        protocol: Name or Protocol.
+        step: Distance of two grid points, in the unit of the transformation; the protocol's own if None.
+        data: Name, path of an .npz, or Dataset.
+        limit: Use at most that many test images.
+        provenance: First columns of the rows.
+
+    Returns:
+        Tidy rows: what `summarise` makes of the curve, and the curve itself, metric "mse" for each class and
+        parameter.
+
+    Raises:
+        UsageError: If a name or path is unknown, or the model does not fit the images.
+    """
+    protocol = get_protocol(protocol)
+    dataset = load_dataset(data) if isinstance(data, str) else data
+    split = select(protocol, dataset, "test", limit=limit)
+    provenance = provenance or Provenance("", "", dataset.name, protocol.name, 0, "")
+    renderer = Renderer(load_model(model) if isinstance(model, (str, Path)) else model, protocol)
+    _check_renderer(renderer, protocol, split)
+    transform = get_transform(protocol.transformation)
+    grid = transform.grid(step or protocol.grid_step)
+    errors = _sweep(renderer, split, grid)
+    held_out = _held_out(protocol, grid)
+    rows = []
+    for label, name in enumerate(split.class_names):
+        mask = split.labels == label
+        if not mask.any():
+            continue
+        limits = protocol.restricted if split.restricted[mask][0] else protocol.free
+        seen = transform.contains(grid, *limits.bounds) & ~held_out
+        means = errors[:, mask].mean(axis=1, dtype=np.float64)
+        for parameter, mean, inside in zip(grid, means, seen, strict=True):
+            scalar = float(np.ravel(parameter)[0])
+            rows.append(provenance.row("mse", float(mean), name, scalar, bool(inside)))
+    curve = to_frame(rows)
+    return pd.concat([summarise(curve, protocol, grid, provenance), curve], ignore_index=True)
+
+
+def _sweep(renderer: Renderer, split: Split, grid: np.ndarray) -> np.ndarray:
+    """Returns the error of each image at each parameter [M, N]."""
+    images = [
+        tf.constant(split.images[start : start + BATCH_SIZE]) for start in range(0, len(split), BATCH_SIZE)
+    ]
+    features = [renderer.features(batch) for batch in images]
+    signature = [tf.TensorSpec((None, *batch.shape[1:]), batch.dtype) for batch in (images[0], features[0])]
+    signature.append(tf.TensorSpec(grid.shape[1:], tf.float32))
+    errors = tf.function(renderer.errors, input_signature=signature, autograph=False)
+    table = np.empty((len(grid), len(split)), np.float32)
+    for row, parameter in zip(table, track(grid, description="Errors"), strict=True):
+        batches = [errors(*batch, parameter) for batch in zip(images, features, strict=True)]
+        row[:] = np.concatenate(batches)
+    return table
+
+
+def _check_renderer(renderer: Renderer, protocol: Protocol, split: Split) -> None:
+    images = tf.constant(split.images[:1])
+    parameter = tf.zeros(get_transform(protocol.transformation).PARAMETER_SHAPE)
+    try:
+        shape = tuple(renderer.rendered(renderer.features(images), parameter).shape)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"The model does not render images of shape {images.shape} under {protocol.name}: {reason}"
+        ) from error
+    expected = (1, *protocol.output_shape(images.shape[1:]))
+    if shape != expected:
+        raise UsageError(
+            f"The model renders images of another size than protocol {protocol.name}. "
+            f"Expected {expected}. Received: {shape}"
+        )
+
+
+def _held_out(protocol: Protocol, grid: np.ndarray) -> np.ndarray:
+    if protocol.held_out is None:
+        return np.zeros(len(grid), bool)
+    return get_transform(protocol.transformation).contains(grid, *protocol.held_out.bounds)
+
+
+def summarise(
+    curve: pd.DataFrame, protocol: Protocol, grid: np.ndarray, provenance: Provenance
+) -> pd.DataFrame:
+    """Averages the errors of each class over parameters that blur alike (see tfinv.data.transforms).
+
+    Args:
+        curve: Rows of the metric "mse", for each class all of `grid` in its order.
+        protocol: Gives the ranges.
+        grid: Parameters of the sweep [M, *PARAMETER_SHAPE].
+        provenance: First columns of the rows.
+
+    Returns:
+        Tidy rows for each class: "inside_mse" within its training range; for restricted ones "outside_mse"
+        outside it and "outside_inside_ratio"; "held_out_mse" where no class was ever shown, which counts as
+        neither, if there is such a range. NaN where the sweep has no such parameter.
+    """
+    comparable = get_transform(protocol.transformation).comparable(grid)
+    held_out = _held_out(protocol, grid)
+    restricted = set(map(str, protocol.restricted_classes))
+    rows = []
+    for label, part in curve.groupby("label", sort=False):
+        errors, seen = part.value.to_numpy(), part.in_training_range.to_numpy(bool)
+        means = {"inside_mse": _mean(errors[seen & comparable])}
+        if label in restricted:
+            means["outside_mse"] = _mean(errors[~seen & ~held_out & comparable])
+            means["outside_inside_ratio"] = means["outside_mse"] / means["inside_mse"]
+        if protocol.held_out is not None:
+            means["held_out_mse"] = _mean(errors[held_out & comparable])
+        rows += [provenance.row(metric, value, str(label)) for metric, value in means.items()]
+    return to_frame(rows)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

@@ -1,0 +1,145 @@
+"""Figures of generation: error against parameter, and expected beside rendered images."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tfinv.data import Protocol, Split, render
+from tfinv.data.transforms import get_transform
+from tfinv.figures import COLOURS, FREE, MARKERS, SHADE, picture
+from tfinv.generation.errors import Renderer
+
+_NEVER = "#D9D9D9"
+
+
+def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
+    """Draws the error of each class against the parameter; restricted ones in colour, their range shaded."""
+    table = rows[rows.metric == "mse"].pivot(index="parameter", columns="label", values="value")
+    seen = rows[rows.metric == "mse"].pivot(index="parameter", columns="label", values="in_training_range")
+    restricted = [str(label) for label in protocol.restricted_classes if str(label) in table.columns]
+    free = [label for label in table.columns if label not in restricted]
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    if restricted:
+        label = f"training range of {' and '.join(restricted)}"
+        _shade(axes, seen[restricted].astype(bool).all(axis=1), SHADE, label)
+    _shade(axes, ~seen.astype(bool).any(axis=1), _NEVER, "never shown of any class")
+    for index, label in enumerate(free):
+        style = ("-", "--", ":", "-.")[index % 4]
+        grey = str(0.35 + 0.35 * (index // 4) / max((len(free) - 1) // 4, 1))
+        axes.plot(table.index, table[label], color=grey, linestyle=style, linewidth=1.0, label=label)
+    for index, label in enumerate(restricted):
+        axes.plot(
+            table.index,
+            table[label],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            markevery=max(len(table) // 20, 1),
+            linewidth=1.8,
+            label=f"{label}, restricted",
+        )
+    black, white = protocol.pixel_range
+    axes.set_xlabel(_sweep(protocol))
+    axes.set_ylabel(f"mean squared error on test images\n(pixels {black:g} to {white:g})")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(table.index.min(), table.index.max())
+    period = get_transform(protocol.transformation).PERIOD
+    if period is not None:
+        axes.set_xticks(np.linspace(-period / 2, period / 2, 9))
+        axes.set_xlim(-period / 2, period / 2)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    names = ", ".join(str(name) for name in rows.run_id.dropna().unique())
+    axes.set_title(f"Error of rendered images against transformation\n{names}".strip(), fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    return figure
+
+
+def _shade(axes: Axes, mask: pd.Series, colour: str, label: str) -> None:
+    """Shades each run of parameters where `mask` is true, from half a step before to half a step behind."""
+    places = mask.index.to_numpy()
+    half = np.diff(places).min() / 2 if len(places) > 1 else 0.5
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask.to_numpy(), [False]])))
+    for number, (first, behind) in enumerate(edges.reshape(-1, 2)):
+        left, right = places[first] - half, places[behind - 1] + half
+        axes.axvspan(left, right, color=colour, zorder=0, linewidth=0, label=None if number else label)
+
+
+def _sweep(protocol: Protocol) -> str:
+    transform = get_transform(protocol.transformation)
+    return f"{protocol.transformation}: {transform.SWEEP} [{transform.UNIT}]"
+
+
+def panel(model: Any, split: Split, protocol: Protocol, parameters: np.ndarray, images: int = 2) -> Figure:
+    """Draws expected images above rendered ones: of each restricted class, and of one that is free.
+
+    Args:
+        model: As for `Renderer`.
+        split: Test images.
+        protocol: Gives the transformation and the ranges.
+        parameters: [M, *PARAMETER_SHAPE], one column each.
+        images: Test images of each restricted class; one of the free class.
+    """
+    transform, renderer = get_transform(protocol.transformation), Renderer(model, protocol)
+    held_out = np.zeros(len(parameters), bool)
+    if protocol.held_out is not None:
+        held_out = transform.contains(parameters, *protocol.held_out.bounds)
+    places = examples(split, images)
+    figure = Figure(figsize=(0.78 * len(parameters) + 0.9, 1.72 * len(places) + 0.7), layout="constrained")
+    grid = figure.subplots(2 * len(places), len(parameters), squeeze=False)
+    for row, place in enumerate(places):
+        limits = protocol.restricted if split.restricted[place] else protocol.free
+        seen = transform.contains(parameters, *limits.bounds) & ~held_out
+        name = split.class_names[split.labels[place]]
+        for column, parameter in enumerate(parameters):
+            expected, rendered = expected_and_rendered(renderer, protocol, split.images[place], parameter)
+            upper, lower = grid[2 * row, column], grid[2 * row + 1, column]
+            picture(upper, expected, protocol, seen[column])
+            picture(lower, rendered, protocol, seen[column])
+            if row == 0:
+                upper.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
+        grid[2 * row, 0].set_ylabel(f"{name}\nexpected", fontsize=8)
+        grid[2 * row + 1, 0].set_ylabel(f"{name}\nrendered", fontsize=8)
+    figure.suptitle(
+        f"{_sweep(protocol)}; framed in orange: never shown to the network of this class", fontsize=9
+    )
+    return figure
+
+
+def examples(split: Split, count: int) -> list[int]:
+    """Returns the first `count` images of each restricted class, and the first of a free one."""
+    restricted = [
+        np.flatnonzero(split.labels == label)[:count] for label in np.unique(split.labels[split.restricted])
+    ]
+    return [int(place) for places in (*restricted, np.flatnonzero(~split.restricted)[:1]) for place in places]
+
+
+def expected_and_rendered(
+    renderer: Renderer, protocol: Protocol, image: np.ndarray, parameter: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image [H, W, C] transformed [H', W', C], and as a model renders it."""
+    raw, parameter = tf.constant(image[np.newaxis]), tf.constant(parameter)
+    expected = render(protocol, raw, parameter[tf.newaxis])
+    return np.asarray(expected[0]), np.asarray(renderer.rendered(renderer.features(raw), parameter)[0])
+
+
+def training_curve(history: pd.DataFrame) -> Figure:
+    """Draws the losses against the epoch."""
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    names = [column for column in history.columns if column.endswith("loss")]
+    for index, name in enumerate(names):
+        colour = COLOURS[index % len(COLOURS)] if index else FREE
+        axes.plot(
+            history.epoch, history[name], color=colour, marker=MARKERS[index], label=name.replace("_", " ")
+        )
+    axes.set(xlabel="epoch", ylabel="mean squared error")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)
+    axes.set_title(f"Training of {history.run_id.iloc[0]}", fontsize=10)
+    return figure
