@@ -37,6 +37,13 @@ CASES = {
         dict(hidden_units=(6, 5), period=None, scale=2.0, output_size=(5, 8)),
         [MAPS, POSES[:, 0]],
     ),
+    "CapsuleCanvas": ("CapsuleCanvas", dict(size=(5, 8)), [POSES[..., :2], POSES]),
+    "ControlledDense": ("ControlledDense", dict(units=5), [POSES / 2, LABELS[:, None] / np.float32(5)]),
+    "ControlledDense all": (
+        "ControlledDense",
+        dict(units=5, hidden_units=(6, 4), softmax=True, use_bias=True, kernel_initializer="zeros"),
+        [MAPS, POSES[:, 0]],
+    ),
     "ClassMask": ("ClassMask", {}, [POSES]),
     "ClassMask labels": ("ClassMask", {}, [POSES, LABELS]),
     "PrimaryCapsules": ("PrimaryCapsules", dict(channels=3, pose_dim=4, kernel_size=3), [MAPS]),

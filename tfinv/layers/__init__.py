@@ -1,7 +1,9 @@
 """Reusable Keras layers; importing this package registers them for loading saved models."""
 
 from tfinv.layers.address_field import AddressField
+from tfinv.layers.capsule_canvas import CapsuleCanvas
 from tfinv.layers.capsule_readout import ClassMask, Length, Squash
+from tfinv.layers.controlled_dense import ControlledDense
 from tfinv.layers.conv_em_capsules import ConvEMCapsules
 from tfinv.layers.depthwise_primary_capsules import DepthwisePrimaryCapsules
 from tfinv.layers.em_capsules import EMCapsules
@@ -16,7 +18,9 @@ from tfinv.layers.spatial_transformer import SpatialTransformer
 
 __all__ = [
     "AddressField",
+    "CapsuleCanvas",
     "ClassMask",
+    "ControlledDense",
     "ConvEMCapsules",
     "DepthwisePrimaryCapsules",
     "EMCapsules",
