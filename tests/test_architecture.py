@@ -19,7 +19,7 @@ LAYERS = (
     ("tfinv.imagination",),
     ("tfinv.training",),
     ("tfinv.evaluation", "tfinv.export"),
-    ("tfinv.figures", "tfinv.imagination_report"),
+    ("tfinv.figures", "tfinv.generation", "tfinv.imagination_report"),
     ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.results_page"),
     ("tfinv.experiment",),
     ("tfinv.catalogue", "tfinv.worker", "tfinv.sweep", "tfinv.reproduce"),

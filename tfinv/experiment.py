@@ -24,7 +24,7 @@ from tfinv import (
     runs,
     training,
 )
-from tfinv.config import DEFAULT_PROTOCOLS, EvaluationConfig, RunConfig, check_range
+from tfinv.config import DEFAULT_PROTOCOLS, EvaluationConfig, RunConfig, Task, check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
@@ -156,7 +156,7 @@ def evaluate(
     if output is not None:
         check_writable(output)
     loaded = evaluation.load_model(model)
-    task = "generation" if generation.is_generator(loaded) else "recognition"
+    task: Task = "generation" if generation.is_generator(loaded) else "recognition"
     chosen = chosen or get_protocol(DEFAULT_PROTOCOLS[task])
     if chosen.task != task:
         raise UsageError(
@@ -215,7 +215,7 @@ def _evaluate(
 def _draw(
     rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None
 ) -> None:
-    if protocol.task == "generation":
+    if protocol.task == "generation" and test is not None:
         _draw_generation(rows, protocol, folder, model, test)
         return
     figures.save(figures.accuracy_against_parameter(rows, protocol), folder / "accuracy.png")

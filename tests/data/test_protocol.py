@@ -7,7 +7,7 @@ import pytest
 
 from tfinv.data import PROTOCOLS, Dataset, get_protocol, make_dataset, select
 from tfinv.data.protocol import Evaluation, Protocol, Range
-from tfinv.data.transforms import available
+from tfinv.data.transforms import available, get_transform
 from tfinv.errors import UsageError
 
 ROTATE_34 = PROTOCOLS["rotate-34"]
@@ -34,7 +34,37 @@ def test_every_protocol_is_complete(name):
     assert protocol.name == name and get_protocol(protocol) is protocol
     assert protocol.transformation in available()
     assert not set(protocol.restricted_classes) & set(protocol.excluded_classes)
-    assert protocol.evaluations and all(test.description for test in protocol.evaluations.values())
+    assert bool(protocol.evaluations) == (protocol.task == "recognition")
+    assert all(test.description for test in protocol.evaluations.values())
+    grid = get_transform(protocol.transformation).grid(protocol.grid_step)
+    contains = get_transform(protocol.transformation).contains
+    for limits in filter(None, (protocol.restricted, protocol.held_out)):
+        assert 1 <= contains(grid, *limits.bounds).sum() < len(grid), (
+            "the sweep must tell inside from outside"
+        )
+
+
+def test_generation_protocols_are_the_articles():
+    for name, free, restricted, shape, points in (
+        ("rotate-49", (-180, 180), (-45, 45), (28, 28, 1), 200),
+        ("shift-49", (-20, 20), (-5, 5), (68, 68, 1), 40),
+        ("shift-unseen", (-20, 20), (-5, 5), (68, 68, 1), 40),
+    ):
+        protocol = get_protocol(name)
+        assert (protocol.free.bounds, protocol.restricted.bounds) == (free, restricted)
+        assert protocol.restricted_classes == (4, 9) and protocol.excluded_classes == ()
+        assert protocol.pixel_range == (-1.0, 1.0) and protocol.task == "generation"
+        assert protocol.output_shape((28, 28, 1)) == shape
+        grid = get_transform(protocol.transformation).grid(protocol.grid_step)
+        assert len(grid) == points
+    assert get_protocol("shift-unseen").held_out == Range(10, 20)
+    assert get_protocol("rotate-34").task == "recognition" and get_protocol("rotate-34").margin == 0
+
+
+@pytest.mark.parametrize("held_out", [(-20, 20), (-5, 5), (-50, 50)])
+def test_not_everything_can_be_held_out(held_out):
+    with pytest.raises(UsageError, match=f"Nothing is left.*low={held_out[0]}"):
+        dataclasses.replace(get_protocol("shift-unseen"), held_out=Range(*held_out))
 
 
 def test_unknown_protocol_lists_the_known_ones():

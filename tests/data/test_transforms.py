@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfinv.data import transforms
 from tfinv.data.projective import resample
-from tfinv.data.transforms import rotation, shift
+from tfinv.data.transforms import affine, rotation, shift
 from tfinv.errors import UsageError
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "transforms.npz"))
@@ -197,6 +197,20 @@ def test_apply_keeps_the_dtype(module, dtype):
     assert module.apply(images, random_parameters(module, 2)).dtype == dtype
 
 
+@pytest.mark.parametrize("size", [(9, 9), (8, 13)])
+def test_affine_reads_where_it_says(size):
+    """Ramps are reproduced exactly by bilinear reading, so that the picture shows its own source address."""
+    height, width = size
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    ramps = np.stack([x, y], axis=-1)[np.newaxis].astype(np.float32)
+    a, b, c, d, e, f = numbers = np.array([-0.3, 0.1, 0.05, -0.2, -0.25, -0.1], np.float32)
+    expected = np.stack([(1 + a) * x + b * y + c, d * x + (1 + e) * y + f], axis=-1)
+    found = affine.apply(ramps, numbers[np.newaxis], fill_value=9.0).numpy()[0]
+    inside = np.all(np.abs(expected) <= 1 - 1e-6, axis=-1)
+    assert inside.mean() > 0.8
+    np.testing.assert_allclose(found[inside], expected[inside], atol=2e-6)
+
+
 # Sampling
 
 
@@ -278,6 +292,22 @@ def test_shift_contains():
     assert shift.contains(np.array([[0, 0], [0, 1]]), 0, 0).tolist() == [True, False]
 
 
+def test_codes():
+    np.testing.assert_allclose(
+        rotation.code(tf.constant([0.0, 90.0, 210.0])), [[1, 0], [0, 1], [-np.sqrt(0.75), -0.5]], atol=1e-6
+    )
+    assert shift.code(tf.constant([[20.0, -5.0]])).numpy().tolist() == [[1.0, -0.25]]
+    numbers = np.arange(6, dtype=np.float32)[np.newaxis] / 10
+    np.testing.assert_array_equal(affine.code(tf.constant(numbers)), numbers)
+
+
+@pytest.mark.parametrize(
+    "angle, blurs", [(0, False), (1.8, False), (-178.2, False), (88.2, False), (3.6, True)]
+)
+def test_angles_about_right_ones_blur_less(angle, blurs):
+    assert rotation.comparable(np.array([angle, -angle, angle + 90, angle - 180])).tolist() == [blurs] * 4
+
+
 def test_rotation_grid():
     np.testing.assert_array_equal(rotation.grid(45.0), [-180, -135, -90, -45, 0, 45, 90, 135])
     np.testing.assert_array_equal(rotation.grid(100.0), [-100, 0, 100])
@@ -320,6 +350,20 @@ def test_conformance(module):
     inside = module.contains(parameters.numpy(), -3.0, 3.0)
     assert inside.dtype == bool and inside.shape == (6,) and inside.all()
     assert module.contains(np.zeros((0, *shape), np.float32), -3.0, 3.0).shape == (0,)
+
+    for low, high in ((-3.0, 3.0), (0.0, 1.0), (-1.0, 0.0)):
+        on_tensors = module.contains(parameters, low, high)
+        assert tf.is_tensor(on_tensors)
+        np.testing.assert_array_equal(on_tensors, module.contains(parameters.numpy(), low, high))
+
+    assert isinstance(module.SWEEP, str) and module.SWEEP
+    codes = module.code(tf.constant(grid))
+    assert codes.dtype == tf.float32 and codes.shape == (len(grid), module.CODE_SIZE)
+    finest = module.grid(0.1)
+    codes = module.code(tf.constant(finest)).numpy()
+    assert len(np.unique(codes, axis=0)) == len(finest) and np.abs(codes).max() <= 1.0
+    assert module.comparable(finest).dtype == bool and module.comparable(finest).shape == (len(finest),)
+    assert module.comparable(finest).mean() > 0.8
 
     images = random_images(6, 8, 7, 3)
     transformed = module.apply(images, parameters, fill_value=0.5)

@@ -51,9 +51,10 @@ def sample_parameters(
     def draw(own_key):
         return transform.sample(tf.random.stateless_uniform(shape, own_key, alg="philox"), low, high)
 
-    if protocol.held_out is None or override is not None:
+    held_out = protocol.held_out
+    if held_out is None or override is not None:
         return draw(key)
-    return _redrawn(draw, key, lambda drawn: transform.contains(drawn, *protocol.held_out.bounds))
+    return _redrawn(draw, key, lambda drawn: transform.contains(drawn, *held_out.bounds))
 
 
 def _redrawn(draw: Callable, key: tf.Tensor, refused: Callable) -> tf.Tensor:

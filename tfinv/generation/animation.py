@@ -27,7 +27,7 @@ def save_animation(
         protocol: Gives the transformation and the ranges.
         parameters: [M, *PARAMETER_SHAPE], one frame each.
         path: Where to write.
-        seconds: Duration of one round.
+        seconds: Duration of one round, about.
     """
     transform, renderer = get_transform(protocol.transformation), Renderer(model, protocol)
     seen = transform.contains(parameters, *protocol.restricted.bounds)
@@ -42,7 +42,7 @@ def save_animation(
         squeeze=False,
         gridspec_kw={"wspace": 0.08, "hspace": 0.08, "top": 0.86, "bottom": 0.02},
     )
-    writer = PillowWriter(fps=len(parameters) / seconds)
+    writer = PillowWriter(fps=max(round(len(parameters) / seconds), 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, writer.saving(figure, str(partial), dpi=80):
         for parameter, inside in zip(parameters, seen, strict=True):

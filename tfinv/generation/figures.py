@@ -7,6 +7,7 @@ import pandas as pd
 import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tfinv.data import Protocol, Split, render
 from tfinv.data.transforms import get_transform
@@ -138,7 +139,7 @@ def training_curve(history: pd.DataFrame) -> Figure:
             history.epoch, history[name], color=colour, marker=MARKERS[index], label=name.replace("_", " ")
         )
     axes.set(xlabel="epoch", ylabel="mean squared error")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yscale("log")
     axes.legend(fontsize=8)
     axes.set_title(f"Training of {history.run_id.iloc[0]}", fontsize=10)

@@ -35,9 +35,9 @@ def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0) -> 
     """
     shape = tf.shape(images)
     right, down = (tf.cast(shape[axis] - 1, tf.float32) / 2.0 for axis in (2, 1))
+    aspect = tf.maximum(right, 0.5) / tf.maximum(down, 0.5)  # of images of a single row, too
     a, b, c, d, e, f = tf.unstack(tf.cast(parameters, tf.float32), axis=-1)
-    # A step in x is one of 1 / right in halves of the width.
-    b, d = b * right / down, d * down / right
+    b, d = b * aspect, d / aspect
     x_offset = c * right - a * right - b * down
     y_offset = f * down - d * right - e * down
     zero = tf.zeros_like(a)
