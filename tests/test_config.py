@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tfinv import models
+from tfinv import models, runs
 from tfinv.config import EvaluationConfig, RunConfig, TrainingConfig, from_dict, to_json
 from tfinv.errors import UsageError
 
@@ -20,6 +20,35 @@ def round_trip(config: RunConfig) -> RunConfig:
 
 
 # JSON
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "digest"),
+    [
+        ("cnn", "quick", "24cd9746"),
+        ("cnn", "cnn_bn_00", "54c9f122"),
+        ("capsnet", "article", "c66997da"),
+        ("efficient_capsnet", "efficient_capsnet", "9d39d611"),
+    ],
+)
+def test_later_options_change_no_digest_of_earlier_runs(name, preset, digest):
+    config = run_config(name, preset)
+    assert runs.digest(config) == digest
+    values = json.loads(to_json(config))
+    assert not {"optimizer", "images_per_code"} & set(values["training"]) and "imagining" not in values
+    for change in ({"optimizer": "rmsprop"}, {"images_per_code": 2}):
+        changed = runs.replace(config, batch_size=128, **change)
+        assert runs.digest(changed) != digest and round_trip(changed) == changed
+
+
+def test_default_run_is_that_of_the_preset_under_the_protocol_of_its_task():
+    assert models.default_run("cnn", "quick") == run_config()
+    assert models.default_run("autoencoder", "article").run_id == "autoencoder-mnist-rotate-49-s0"
+
+
+def test_groups_fill_batches():
+    with pytest.raises(UsageError, match=r"divisor of batch_size=128. Received: images_per_code=24"):
+        TrainingConfig(images_per_code=24)
 
 
 @pytest.mark.parametrize("name", models.available())

@@ -14,7 +14,7 @@ import pytest
 from tests.test_config import run_config
 from tfinv import models, runs, training
 from tfinv.config import TrainingConfig
-from tfinv.data import PROTOCOLS, Dataset
+from tfinv.data import PROTOCOLS, Dataset, get_protocol
 from tfinv.errors import UsageError
 
 PROTOCOL = PROTOCOLS["rotate-34"]
@@ -30,6 +30,9 @@ TINY_CAPSNET = models.get_model("capsnet").Config(
 )
 
 
+TINY_AUTOENCODER = models.get_model("autoencoder").Config((4, 8), (8, 4), dense_units=16, latent_size=4)
+
+
 def small_run(name="cnn", model=SMALL, limit=None, seed=0, **values):
     config = dataclasses.replace(run_config(name), model=model, limit=limit, seed=seed)
     return runs.replace(config, **{"epochs": 2, "batch_size": 16, "decay_rate": 0.9} | values)
@@ -42,7 +45,7 @@ def train(digits, tmp_path, deterministic):
     def run(name, config=None, resume=False):
         config = config or small_run()
         runs.prepare(tmp_path / name, config, resume=resume)
-        return training.train(config, PROTOCOL, digits, tmp_path / name)
+        return training.train(config, get_protocol(config.protocol), digits, tmp_path / name)
 
     return run
 
@@ -162,6 +165,50 @@ def test_checkpoint_of_a_deeper_network_is_refused(train, tmp_path, digits):
     plain = dataclasses.replace(SMALL, dropout_rate=0.0)  # one variable less: the seed of dropout
     with pytest.raises(UsageError, match=r"Damaged checkpoint"):
         training.train(small_run(model=plain), PROTOCOL, digits, tmp_path / "run")
+
+
+# Generators
+
+
+def small_generator(**values):
+    config = small_run("autoencoder", TINY_AUTOENCODER, optimizer="rmsprop", **values)
+    return dataclasses.replace(config, protocol="shift-unseen")
+
+
+@pytest.mark.parametrize("images_per_code", [1, 4])
+def test_generator_goes_on_bitwise_the_same(train, tmp_path, images_per_code):
+    options = {"images_per_code": images_per_code, "validation_fraction": 0.2}
+    train("whole", small_generator(epochs=3, **options))
+    train("parts", small_generator(epochs=1, **options))
+    train("parts", small_generator(epochs=3, **options), resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    history = pd.read_csv(tmp_path / "parts" / runs.HISTORY)
+    assert {"loss", "val_loss"} <= set(history.columns) and "accuracy" not in history.columns
+    assert history.loss.iloc[-1] < history.loss.iloc[0]
+    loaded = keras.models.load_model(tmp_path / "parts" / runs.BEST_MODEL)
+    images, codes = np.zeros((2, 12, 12, 1), np.float32), np.zeros((1, 2), np.float32)
+    assert loaded({"image": images, "code": codes})["image"].shape == (2, 52, 52, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "protocol", "message"),
+    [
+        (small_run(), "rotate-49", "cnn is for recognition.*rotate-34.*protocol=rotate-49, for generation"),
+        (small_generator(), "rotate-34", "autoencoder is for generation.*rotate-49.*protocol=rotate-34"),
+        (small_generator(imagination="operators"), "rotate-49", "Received: imagination=operators"),
+        (small_run(images_per_code=2), "rotate-34", "Received: images_per_code=2"),
+    ],
+)
+def test_what_does_not_fit_the_task_is_refused(config, protocol, message):
+    with pytest.raises(UsageError, match=message):
+        training.check(config, get_protocol(protocol), (12, 12, 1), 8)
+
+
+def test_optimizers():
+    for name, kind in (("adam", keras.optimizers.Adam), ("rmsprop", keras.optimizers.RMSprop)):
+        optimizer = training.make_optimizer(TrainingConfig(optimizer=name, learning_rate=0.25), 10)
+        optimizer.build([keras.Variable(0.0)])
+        assert type(optimizer) is kind and float(np.asarray(optimizer.learning_rate)) == 0.25
 
 
 # Seeds and precision

@@ -35,7 +35,7 @@ from tfinv.results import Provenance
 _RECONSTRUCTION_COLUMNS = 12
 _DEFAULT_SETTINGS = EvaluationConfig(grid_step=None)
 # Frames of the animation, about.
-_FRAMES = 72
+_FRAMES = 36
 # Points of a sweep that a smoke run keeps: every ninth.
 _SMOKE_STEPS = 9
 

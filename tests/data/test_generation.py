@@ -1,4 +1,4 @@
-"""The stream of generation: upright images and codes in, the transformed images out, legal for every class."""
+"""The stream of generation: upright images and codes in, transformed images out, legal for every class."""
 
 import dataclasses
 

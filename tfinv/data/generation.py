@@ -93,8 +93,8 @@ def _group_draws(
     """Makes the batches of (indices of images [G * size], parameters [G, *PARAMETER_SHAPE]).
 
     A group holds images of restricted classes or of free ones, so that its parameter may be drawn from the
-    whole of their range; at most two an epoch have both, and the smaller range. The first images fill up the last
-    group.
+    whole of their range; at most two an epoch have both, and the smaller range. The first images fill up the
+    last group.
     """
     count = len(split)
     groups = -(-count // size)

@@ -34,7 +34,7 @@ def save_animation(
     if protocol.held_out is not None:
         seen = seen & ~transform.contains(parameters, *protocol.held_out.bounds)
     places = [place for place in examples(split, 1) if split.restricted[place]]
-    figure = Figure(figsize=(2.4, 1.3 * len(places) + 0.45))
+    figure = Figure(figsize=(2.4, 1.15 * len(places) + 0.4))
     FigureCanvasAgg(figure)
     grid = figure.subplots(
         len(places),

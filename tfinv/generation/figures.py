@@ -45,11 +45,15 @@ def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
             label=f"{label}, restricted",
         )
     black, white = protocol.pixel_range
+    period = get_transform(protocol.transformation).PERIOD
     axes.set_xlabel(_sweep(protocol))
+    if period is not None:  # at right angles, of rotation
+        axes.set_xlabel(
+            f"{_sweep(protocol)}\n(peaks: where resampling blurs nothing, there is more to render)"
+        )
     axes.set_ylabel(f"mean squared error on test images\n(pixels {black:g} to {white:g})")
     axes.set_ylim(bottom=0)
     axes.set_xlim(table.index.min(), table.index.max())
-    period = get_transform(protocol.transformation).PERIOD
     if period is not None:
         axes.set_xticks(np.linspace(-period / 2, period / 2, 9))
         axes.set_xlim(-period / 2, period / 2)
