@@ -32,6 +32,7 @@ class Renderer:
         self._protocol = protocol
         self._code = get_transform(protocol.transformation).code
         self._parts = _parts_of(model)
+        self.traceable = isinstance(model, keras.Model) or hasattr(model, "tfinv_signature")
 
     def features(self, images: tf.Tensor) -> tf.Tensor:
         """Returns what `rendered` needs of images [N, H, W, C] (uint8, or in 0..1): [N, ...]."""
@@ -132,12 +133,16 @@ def _sweep(renderer: Renderer, split: Split, grid: np.ndarray) -> np.ndarray:
         tf.constant(split.images[start : start + BATCH_SIZE]) for start in range(0, len(split), BATCH_SIZE)
     ]
     features = [renderer.features(batch) for batch in images]
-    signature = [tf.TensorSpec((None, *batch.shape[1:]), batch.dtype) for batch in (images[0], features[0])]
-    signature.append(tf.TensorSpec(grid.shape[1:], tf.float32))
-    errors = tf.function(renderer.errors, input_signature=signature, autograph=False)
+    errors = renderer.errors
+    if renderer.traceable:  # one graph for all; another function may be NumPy's
+        firsts = (images[0], features[0])
+        signature = [tf.TensorSpec((None, *batch.shape[1:]), batch.dtype) for batch in firsts]
+        signature.append(tf.TensorSpec(grid.shape[1:], tf.float32))
+        errors = tf.function(errors, input_signature=signature, autograph=False)
     table = np.empty((len(grid), len(split)), np.float32)
     for row, parameter in zip(table, track(grid, description="Errors"), strict=True):
-        batches = [errors(*batch, parameter) for batch in zip(images, features, strict=True)]
+        value = tf.constant(parameter)
+        batches = [errors(*batch, value) for batch in zip(images, features, strict=True)]
         row[:] = np.concatenate(batches)
     return table
 
@@ -180,7 +185,7 @@ def summarise(
     Returns:
         Tidy rows for each class: "inside_mse" within its training range; for restricted ones "outside_mse"
         outside it and "outside_inside_ratio"; "held_out_mse" where no class was ever shown, which counts as
-        neither, if there is such a range. NaN where the sweep has no such parameter.
+        neither, if there is such a range. NaN where the sweep has no such parameter, or the ratio no error.
     """
     comparable = get_transform(protocol.transformation).comparable(grid)
     held_out = _held_out(protocol, grid)
@@ -191,7 +196,8 @@ def summarise(
         means = {"inside_mse": _mean(errors[seen & comparable])}
         if label in restricted:
             means["outside_mse"] = _mean(errors[~seen & ~held_out & comparable])
-            means["outside_inside_ratio"] = means["outside_mse"] / means["inside_mse"]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                means["outside_inside_ratio"] = np.divide(means["outside_mse"], means["inside_mse"])
         if protocol.held_out is not None:
             means["held_out_mse"] = _mean(errors[held_out & comparable])
         rows += [provenance.row(metric, value, str(label)) for metric, value in means.items()]
