@@ -47,7 +47,8 @@ def reference(layer, values, codes):
         for i, u in np.ndindex(*kernel.shape):
             kernel[i, u] += hidden @ weights["control_kernel"][:, i * layer.units + u]
         if layer.softmax:
-            kernel = np.exp(kernel) / np.exp(kernel).sum(axis=0)
+            kernel = np.exp(np.sqrt(7) * kernel)
+            kernel /= kernel.sum(axis=0)
         bias = weights["bias"] + hidden @ weights["control_bias"] if layer.use_bias else 0.0
         rendered.append(sample @ kernel + bias)
     return np.stack(rendered)

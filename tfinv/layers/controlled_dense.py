@@ -1,6 +1,7 @@
 """A dense layer whose weights are computed from a code."""
 
 import itertools
+import math
 
 import keras
 from keras import ops
@@ -27,7 +28,8 @@ class ControlledDense(keras.layers.Layer):
         units: Components of the output, U.
         hidden_units: Widths of the control network's hidden layers (ReLU).
         softmax: Whether the weights of each unit are made positive, with sum one over the inputs, by a
-            softmax; then `kernel_initializer` makes their logits, and "zeros" starts with means.
+            softmax; then `kernel_initializer` makes their logits, divided by the square root of I, and
+            "zeros" starts with means.
         use_bias: Whether to add a bias, which depends on the code like the kernel and starts at zero.
         kernel_initializer: Initializer of the kernel [I, U] that all codes start with.
 
@@ -118,7 +120,10 @@ class ControlledDense(keras.layers.Layer):
     def _kernels(self, control):
         kernels = ops.matmul(control, self._read(self.control_kernel))
         kernels = ops.reshape(kernels, (-1, *self.kernel.shape)) + self._read(self.kernel)
-        return ops.softmax(kernels, axis=1) if self.softmax else kernels
+        if not self.softmax:
+            return kernels
+        # Of means over many inputs, the gradients by the logits vanish before the optimizer's epsilon.
+        return ops.softmax(kernels * math.sqrt(self.kernel.shape[0]), axis=1)
 
     @property
     def _control_dtype(self) -> str:

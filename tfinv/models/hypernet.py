@@ -1,0 +1,190 @@
+"""HyperNets: the transformation's parameter controls weights of the network instead of being one more input.
+
+The controlled weights know of the parameter alone, and the other ones of the image alone. So what is learned
+of a parameter from some classes is there for all:
+
+    basic           one controlled matrix from input to output pixels, a softmax over the inputs
+    convolutional   convolutions, a controlled matrix between two dense layers, transposed convolutions
+    address         convolutions to a small map, each cell of the output's map read from a controlled address,
+                    its features mixed by a controlled matrix, transposed convolutions
+
+Controlled weights are made once a code: train with several images a code
+(`TrainingConfig.images_per_code`). Under "basic", with the article's 64 hidden units, forward costs 80
+million operations an image of 28x28 pixels with a code of its own, and 6.1 million where 16 images share one;
+a training step three times that, and the optimizer's update of 64 * 784 * 784 weights. On the canvas of
+shifts these are 64 * 784 * 4624, or 232 million.
+
+With `control="image"`, for compensation, the contract differs: the only input is {"image"}, transformed by a
+parameter that nobody tells. A control network reads a code off it, and the output is the upright image. No
+two images share a code then, so that "basic" makes a matrix for each.
+
+Reference:
+    Potapov et al. 2018, "HyperNets and their application to learning spatial transformations"
+    (arXiv 1807.09226).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import keras
+from keras import layers, ops
+
+from tfinv.config import EvaluationConfig, TrainingConfig
+from tfinv.errors import UsageError
+from tfinv.layers import AddressField, ControlledDense
+from tfinv.models._base import Preset
+
+TASK = "generation"
+# Optimizers move weights by about the learning rate a step, but addresses by cells: codes are seen enlarged.
+_ADDRESS_SCALE = 0.03
+
+
+@dataclass(frozen=True)
+class Config:
+    """Architecture of a HyperNet."""
+
+    variant: Literal["basic", "convolutional", "address"] = "address"
+    """What is controlled."""
+    control: Literal["code", "image"] = "code"
+    """What controls it: the code, or, for compensation, the transformed image itself."""
+    control_units: tuple[int, ...] = (32,)
+    """Hidden units of the control network; addresses are affine in the code."""
+    filters: tuple[int, int] = (32, 32)
+    """Feature maps of the two convolutions; those of the transposed ones mirror them."""
+    core_units: int = 200
+    """Inputs and outputs of the controlled matrix (convolutional)."""
+
+
+def build(
+    config: Config, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int], code_size: int
+) -> keras.Model:
+    """Builds the network; see tfinv.models for the contract, and above for that of compensation."""
+    parts = {"basic": _basic, "convolutional": _convolutional, "address": _address}
+    if config.variant not in parts:
+        raise UsageError(
+            f"Invalid value for variant. Expected one of {', '.join(parts)}. Received: {config.variant}"
+        )
+    encoder, decoder = parts[config.variant](config, input_shape, output_shape, code_size)
+    if config.control == "code":
+        return assembled(encoder, decoder, "hypernet")
+    images = keras.Input(input_shape, name="image")
+    codes = _control_network(input_shape, code_size)(images)
+    return keras.Model(
+        {"image": images}, {"image": decoder({"latent": encoder(images), "code": codes})}, name="hypernet"
+    )
+
+
+def assembled(encoder: keras.Model, decoder: keras.Model, name: str) -> keras.Model:
+    """Makes a generator of an encoder, images to latents, and a decoder of {"latent", "code"} to images."""
+    images = keras.Input(encoder.input.shape[1:], name="image")
+    codes = keras.Input(decoder.input["code"].shape[1:], name="code")
+    rendered = decoder({"latent": encoder(images), "code": codes})
+    return keras.Model({"image": images, "code": codes}, {"image": rendered}, name=name)
+
+
+def _control_network(input_shape, code_size: int) -> keras.Model:
+    """The network "control" from images to codes [N, code_size]."""
+    images = keras.Input(input_shape, name="image")
+    features = layers.Flatten()(convolved(images, (16, 32)))
+    features = layers.Dense(128, activation="relu")(features)
+    return keras.Model(images, layers.Dense(code_size, dtype="float32")(features), name="control")
+
+
+def _basic(config: Config, input_shape, output_shape, code_size: int):
+    """Each output pixel as a mean of input pixels whose weights are controlled; all channels share them."""
+    images = keras.Input(input_shape, name="image")
+    pixels = layers.Reshape((math.prod(input_shape[:2]), input_shape[2]))(images)
+    encoder = keras.Model(images, layers.Permute((2, 1))(pixels), name="encoder")  # [N, C, P]
+    height, width, channels = output_shape
+    if channels != input_shape[2]:
+        raise UsageError(
+            f"The variant basic keeps channels. Expected output_shape with {input_shape[2]}. "
+            f"Received: output_shape={output_shape}"
+        )
+    inputs = decoder_inputs(encoder, code_size)
+    operator = ControlledDense(
+        height * width, config.control_units, softmax=True, kernel_initializer="zeros", name="operator"
+    )
+    pixels = layers.Permute((2, 1))(operator([inputs["latent"], inputs["code"]]))
+    rendered = layers.Reshape(output_shape, dtype="float32")(pixels)
+    return encoder, keras.Model(inputs, rendered, name="decoder")
+
+
+def _convolutional(config: Config, input_shape, output_shape, code_size: int):
+    """Features of the whole image through a controlled matrix, and drawn."""
+    images = keras.Input(input_shape, name="image")
+    features = layers.Dense(config.core_units)(layers.Flatten()(convolved(images, config.filters)))
+    encoder = keras.Model(images, features, name="encoder")
+    inputs = decoder_inputs(encoder, code_size)
+    core = ControlledDense(
+        config.core_units, config.control_units, kernel_initializer="identity", name="core"
+    )
+    cells = cells_of(output_shape)
+    values = core([inputs["latent"], inputs["code"]])
+    values = layers.Dense(math.prod(cells) * config.filters[1], activation="relu")(values)
+    maps = layers.Reshape((*cells, config.filters[1]))(values)
+    return encoder, keras.Model(inputs, drawn(maps, config.filters[0], output_shape), name="decoder")
+
+
+def _address(config: Config, input_shape, output_shape, code_size: int):
+    """Each cell of a map read from a controlled address, its features mixed under control, and drawn."""
+    images = keras.Input(input_shape, name="image")
+    encoder = keras.Model(images, convolved(images, config.filters), name="encoder")
+    inputs = decoder_inputs(encoder, code_size)
+    maps, codes, cells = inputs["latent"], inputs["code"], cells_of(output_shape)
+    # A larger canvas extends the map on all sides: untrained, the image is in its centre.
+    margins = [max(0, count - size) for count, size in zip(cells, maps.shape[1:3], strict=True)]
+    maps = layers.ZeroPadding2D([(margin // 2, margin - margin // 2) for margin in margins])(maps)
+    # With a constant, so that what holds for all codes is learned as fast as what does not.
+    enlarged = ops.concatenate([codes, ops.ones_like(codes[:, :1])], axis=-1)
+    maps = AddressField(scale=_ADDRESS_SCALE, output_size=cells, name="addresses")([maps, enlarged])
+    # What is moved may have to be turned, too.
+    mixing = ControlledDense(
+        config.filters[1], config.control_units, use_bias=True, kernel_initializer="identity", name="mixing"
+    )
+    maps = layers.ReLU()(mixing([maps, codes]))
+    return encoder, keras.Model(inputs, drawn(maps, config.filters[0], output_shape), name="decoder")
+
+
+def decoder_inputs(encoder: keras.Model, code_size: int) -> dict:
+    """Returns the inputs "latent" and "code" of a decoder."""
+    latent = keras.Input(encoder.output.shape[1:], name="latent")
+    return {"latent": latent, "code": keras.Input((code_size,), name="code")}
+
+
+def convolved(images, filters: tuple[int, int]):
+    """Two convolutions 5x5 of stride 2: images [N, H, W, C] to maps of a quarter of their size."""
+    for count in filters:
+        images = layers.Conv2D(count, 5, 2, padding="same", activation="relu")(images)
+    return images
+
+
+def cells_of(output_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Returns height and width of the map that `drawn` makes such an image of."""
+    return -(-output_shape[0] // 4), -(-output_shape[1] // 4)
+
+
+def drawn(maps, filters: int, output_shape: tuple[int, int, int]):
+    """Two transposed convolutions 4x4 of stride 2: maps to images [N, H', W', C'] in -1..1, float32."""
+    maps = layers.Conv2DTranspose(filters, 4, 2, padding="same", activation="relu")(maps)
+    maps = layers.Conv2DTranspose(output_shape[2], 4, 2, padding="same")(maps)
+    excess = [have - want for have, want in zip(maps.shape[1:3], output_shape[:2], strict=True)]
+    if any(excess):
+        maps = layers.Cropping2D([(0, count) for count in excess])(maps)
+    return layers.Activation("tanh", dtype="float32")(maps)
+
+
+_TRAINING = TrainingConfig(epochs=5, optimizer="rmsprop", images_per_code=16)
+_EVALUATION = EvaluationConfig(repeats=1, grid_step=None)
+
+PRESETS = {
+    "quick": Preset(Config(), _TRAINING, EvaluationConfig(repeats=1, grid_step=None, curve_images=2000)),
+    "basic": Preset(Config("basic", control_units=(64,)), _TRAINING, _EVALUATION),
+    "convolutional": Preset(
+        Config("convolutional", control_units=(64,), filters=(10, 20)), _TRAINING, _EVALUATION
+    ),
+    "address": Preset(Config("address"), _TRAINING, _EVALUATION),
+}
+# Not among the presets, for no protocol trains it yet: its contract is another one.
+COMPENSATION = Config("address", control="image")
