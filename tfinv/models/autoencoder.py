@@ -89,7 +89,7 @@ PRESETS = {
         Config((32, 64), (64, 32), dense_units=256),
         TrainingConfig(epochs=5, optimizer="rmsprop"),
         EvaluationConfig(repeats=1, grid_step=None, curve_images=2000),
-        description="narrower; under 10 minutes on 2 cores",
+        description="narrower, 2,345 steps on MNIST; under 10 minutes on 2 cores",
     ),
     "article": Preset(
         Config(),
