@@ -266,7 +266,7 @@ def test_a_protocol_without_the_identity_needs_another_start(digits):
 def test_configuration_names_the_run_and_survives_json(kind):
     config = run_config(imagining=ImaginationConfig(imagination=kind, operator_classes=3))
     assert round_trip(config) == config
-    assert config.label == ("cnn_quick" if kind == "none" else f"cnn_quick_{kind}")
+    assert config.label == ("cnn_quick" if kind == "none" else f"cnn_quick_{kind}_operator_classes_3")
 
 
 def test_runs_from_before_imagination_load_and_go_on(tmp_path):

@@ -107,6 +107,13 @@ class ImaginationConfig:
     """Free classes the transformation is learned from, drawn by the seed; all if not given."""
     operator_pairs: int = 10_000
     """Pairs of images each operator is learned from, at most."""
+    learned_from: Literal["pairs", "moments"] = "pairs"
+    """What operators are learned from: pairs of images with a known step between them, or the moments of
+    images whose parameters nobody knows."""
+    moment_components: int = 64
+    """Principal components of the images that moments are taken of."""
+    moment_passes: int = 8
+    """Passes over the free images, each with fresh parameters, that moments are taken of."""
     ridge: float | None = None
     """Strength of the ridge, relative to the mean square of a pixel; chosen on held-out free images if not
     given."""
@@ -124,6 +131,8 @@ class ImaginationConfig:
         check_range("operator_steps", self.operator_steps, low=2)
         check_range("operator_classes", 1 if self.operator_classes is None else self.operator_classes, low=1)
         check_range("operator_pairs", self.operator_pairs, low=1)
+        check_range("moment_components", self.moment_components, low=8)
+        check_range("moment_passes", self.moment_passes, low=1)
         check_range("ridge", 0.0 if self.ridge is None else self.ridge, low=0.0)
         check_range("address_steps", self.address_steps, low=0)
         check_range("imagined_share", self.imagined_share, low=0.0, high=1.0)

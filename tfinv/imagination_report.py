@@ -69,6 +69,8 @@ def learn_transformation(
             raise UsageError(f"Results exist: {output / ERRORS}. Use --overwrite or another --output.")
     provenance = results.Provenance("", imagining.imagination, data.name, chosen.name, seed, "")
     learned = imagination.learn(chosen, train, imagining, seed)
+    if imagining.learned_from == "moments":
+        learned = imagination.nearer_direction(learned, chosen, train)
     rows = imagination.relative_errors(learned, chosen, test, step, provenance=provenance)
     Console().print(error_table(rows))
     if output is not None:

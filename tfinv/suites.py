@@ -85,8 +85,8 @@ _GIVEN = "Given the transformation"
 _TITLES = {"imagination": "what imagination depends on"}
 
 
-def _imagined(how: str) -> Experiment:
-    changes = {"imagination": how}
+def _imagined(how: str, **changes: Any) -> Experiment:
+    changes = {"imagination": how, **changes}
     few = {"operator_steps": 4, "operator_pairs": 200, "address_steps": 5}
     seeds = (0, 1, 2)
     return _cnn(
@@ -126,6 +126,7 @@ SUITES: Mapping[str, tuple[Experiment, ...]] = {
         Experiment("group_cnn", "group_cnn_c8", _GIVEN),
         _imagined("operators"),
         _imagined("address"),
+        _imagined("address", learned_from="moments"),
         _imagined("true"),
     ),
     "imagination": (
@@ -133,6 +134,8 @@ SUITES: Mapping[str, tuple[Experiment, ...]] = {
         _ablated("Quick network", "operators"),
         _ablated("Quick network", "address"),
         _ablated("Quick network", "true"),
+        _ablated("Without pairs", learned_from="moments"),
+        _ablated("Without pairs", "address", learned_from="moments"),
         *(_ablated("Free classes", operator_classes=count) for count in (1, 2, 3, 4, 5)),
         *(_ablated("Operators", operator_steps=count) for count in (8, 12, 18, 36)),
         *(_ablated("Share of imagined images", imagined_share=share) for share in (0.25, 0.5, 0.75)),

@@ -43,20 +43,35 @@ def learn_address_field(
     """
     steps = steps_of(protocol, config)
     train, _ = free_images(split, config, seed)
-    transform = get_transform(protocol.transformation)
+    field = start_address_field(protocol, steps, operators, split.images.shape[1:])
+    _fit(protocol, steps, field, train, config.address_steps, seed)
+    return field
+
+
+def start_address_field(
+    protocol: Protocol,
+    steps: Steps,
+    operators: list[LinearOperators],
+    image_shape: tuple[int, int, int],
+    stiffness: float = _STIFFNESS,
+) -> AddressField:
+    """Makes the address field that is closest to the addresses the operators read.
+
+    Args:
+        protocol: Gives the shape of a parameter.
+        steps: What the field covers.
+        operators: Operators of each component.
+        image_shape: Height, width and channels.
+        stiffness: Weight of the field's bends against the operators' addresses.
+    """
     with tf.device("CPU:0"):  # where the input pipeline runs
         field = AddressField(
             period=steps.range.high - steps.range.low if steps.periodic else None,
             scale=max(abs(steps.range.low), abs(steps.range.high)),
         )
-        field.build([(None, *split.images.shape[1:]), (None, *transform.PARAMETER_SHAPE)])
-    _start(protocol, field, operators, split.images.shape[1:3])
-    _fit(protocol, steps, field, train, config.address_steps, seed)
-    return field
-
-
-def _start(protocol: Protocol, field: AddressField, operators: list[LinearOperators], size) -> None:
-    """Sets the affine map from codes to addresses to the one closest to the operators' addresses."""
+        shape = get_transform(protocol.transformation).PARAMETER_SHAPE
+        field.build([(None, *image_shape), (None, *shape)])
+    size = image_shape[:2]
     codes, addresses, weights = [], [], []
     for component, layer in enumerate(operators):
         moves = layer.low + layer.step_size * np.arange(layer.num_steps)
@@ -71,7 +86,7 @@ def _start(protocol: Protocol, field: AddressField, operators: list[LinearOperat
     weight = np.concatenate(weights)  # [S, P]
     places = np.concatenate(addresses) - np.asarray(field.initial_addresses(size))  # [S, P, 2]
     count = code.shape[1]
-    normal = np.einsum("pq,ef->peqf", _STIFFNESS * len(code) * _bending(*size), np.eye(count))
+    normal = np.einsum("pq,ef->peqf", stiffness * len(code) * bending(*size), np.eye(count))
     cells = np.arange(weight.shape[1])
     normal[cells, :, cells, :] += np.einsum("se,sp,sf->pef", code, weight, code)
     target = np.einsum("se,sp,spa->pea", code, weight, places)
@@ -80,9 +95,10 @@ def _start(protocol: Protocol, field: AddressField, operators: list[LinearOperat
     kernel, bias = field.layer_weights[-1]
     kernel.assign(values[:-1])
     bias.assign(values[-1])
+    return field
 
 
-def _bending(height: int, width: int) -> np.ndarray:
+def bending(height: int, width: int) -> np.ndarray:
     """Quadratic form [P, P] of the squared second differences of a field on a grid."""
     rows, columns = (np.diff(np.eye(size), axis=0) for size in (height, width))
     along = [

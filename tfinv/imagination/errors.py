@@ -10,6 +10,33 @@ from tfinv.data.transforms import get_transform
 from tfinv.imagination.stream import render_learned
 from tfinv.results import Provenance, to_frame
 
+# Images that tell which of two directions is meant.
+_JUDGES = 200
+
+
+def nearer_direction(model: keras.Model, protocol: Protocol, split: Split) -> keras.Model:
+    """Returns a transformation learned without pairs, or its reverse if that is nearer to the true one.
+
+    Moments do not tell which of the two directions is positive; to compare, one has to choose.
+
+    Args:
+        model: Learned transformation.
+        protocol: Gives the transformation and the ranges.
+        split: Images.
+    """
+    images, steps = model.inputs
+    reverse = keras.Model([images, steps], model([images, -steps]), name=model.name)
+    angle = (protocol.free.high - protocol.free.low) / 6
+    some = split.only(np.arange(len(split)) < _JUDGES)
+    pictures, parameter = tf.constant(some.images), tf.constant([angle])
+    upright = render(protocol, pictures, tf.zeros(len(some)))
+    true = render(protocol, pictures, tf.repeat(parameter, len(some)))
+
+    def distance(candidate: keras.Model) -> float:
+        return float(tf.reduce_sum((render_learned(candidate, protocol, upright, parameter) - true) ** 2))
+
+    return min((model, reverse), key=distance)
+
 
 def relative_errors(
     model: keras.Model,

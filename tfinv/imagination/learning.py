@@ -15,6 +15,7 @@ from tfinv.files import replacing
 from tfinv.imagination.address import learn_address_field
 from tfinv.imagination.operators import assemble, learn_operators
 from tfinv.imagination.pairs import free_images, steps_of
+from tfinv.imagination.unpaired import check_unpaired, learn_address_field_unpaired, learn_operators_unpaired
 
 FILE = "imagination.keras"
 LEARNED = ("operators", "address")
@@ -26,10 +27,12 @@ def check(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int
     if config.imagination in LEARNED:
         steps_of(protocol, config)
         free_images(split, config, seed)
+        if config.learned_from == "moments":
+            check_unpaired(protocol, split, config)
 
 
 def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int) -> keras.Model:
-    """Learns a transformation from pairs of images of the free classes of a training part.
+    """Learns a transformation from images of the free classes of a training part, paired or not.
 
     Args:
         protocol: Says which classes are free, and the range.
@@ -49,10 +52,13 @@ def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int
             f"Nothing to learn. Expected imagination to be one of {', '.join(LEARNED)}. "
             f"Received: imagination={config.imagination}"
         )
+    check(protocol, split, config, seed)
     begin = time.monotonic()
-    layers = learn_operators(protocol, split, config, seed)
+    unpaired = config.learned_from == "moments"
+    layers: list = (learn_operators_unpaired if unpaired else learn_operators)(protocol, split, config, seed)
     if config.imagination == "address":
-        layers = [learn_address_field(protocol, split, config, layers, seed)]
+        learn_field = learn_address_field_unpaired if unpaired else learn_address_field
+        layers = [learn_field(protocol, split, config, layers, seed)]
     model = assemble(protocol, split.images.shape[1:], layers)
     size = sum(weight.numpy().nbytes for weight in model.weights) / 2**20
     _LOG.info(
