@@ -103,7 +103,7 @@ def _addressed(config: Config, capsules, codes, cells: tuple[int, int]):
     return layers.Reshape((*cells, config.capsules))(layers.Permute((2, 1))(marks))
 
 
-_TRAINING = TrainingConfig(epochs=5, optimizer="rmsprop", images_per_code=16)
+_TRAINING = TrainingConfig(epochs=5, learning_rate=2e-3, decay_rate=0.6, images_per_code=4)
 _EVALUATION = EvaluationConfig(repeats=1, grid_step=None)
 
 PRESETS = {
