@@ -85,12 +85,21 @@ _GIVEN = "Given the transformation"
 _TITLES = {"imagination": "what imagination depends on"}
 
 
+# What little can be learned from few images; moments then need all the more angles.
+_LITTLE = {
+    "operator_pairs": 200,
+    "address_steps": 5,
+    "moment_components": 24,
+    "moment_passes": 60,
+    "limit": 600,
+}
+
+
 def _imagined(how: str, **changes: Any) -> Experiment:
     changes = {"imagination": how, **changes}
-    few = {"operator_steps": 4, "operator_pairs": 200, "address_steps": 5}
     seeds = (0, 1, 2)
     return _cnn(
-        "cnn_bn_00", "Imagination", changes=changes, smoke=few, seeds=seeds, pictures=("taken_for.png",)
+        "cnn_bn_00", "Imagination", changes=changes, smoke=_LITTLE, seeds=seeds, pictures=("taken_for.png",)
     )
 
 
@@ -99,9 +108,8 @@ _SHIFTS = {"protocol": "shift-34", "operator_steps": 14}
 
 
 def _ablated(family: str, how: str = "operators", suffix: str = "", **changes: Any) -> Experiment:
-    few = {"operator_pairs": 200, "address_steps": 5}
     changes = {"imagination": how, **changes}
-    return Experiment("cnn", "quick", family, smoke=few, changes=changes, suffix=suffix)
+    return Experiment("cnn", "quick", family, smoke=_LITTLE, changes=changes, suffix=suffix)
 
 
 # The order is that of the article's table.

@@ -79,13 +79,14 @@ def moments_of(
 
     Args:
         shown: Returns the batches of a pass: rows [N, P] and their labels [N].
-        passes: Number of passes; principal components are those of the first.
+        passes: Number of passes.
         num_components: Number of principal components.
     """
     gram, numbers, count = 0.0, np.zeros(0, int), 0
-    for rows, labels in shown(0):
-        gram, count = gram + rows.T @ rows, count + len(rows)
-        numbers = np.union1d(numbers, labels)
+    for number in range(passes):
+        for rows, labels in shown(number):
+            gram, count = gram + rows.T @ rows, count + len(rows)
+            numbers = np.union1d(numbers, labels)
     values, vectors = np.linalg.eigh(gram / count)
     kept = slice(None, -num_components - 1, -1)
     components, scales = vectors[:, kept], np.sqrt(np.maximum(values[kept], 1e-12))
