@@ -188,19 +188,27 @@ class RunConfig(Generic[ModelConfig]):
         return f"{self.label}-{Path(self.dataset).stem}-{self.protocol}-s{self.seed}"
 
 
+# Options that came later are written only where they are not left at their default: runs from before they
+# existed keep their digest and can be resumed.
+_LATER: dict[type, tuple[str, ...]] = {
+    RunConfig: ("imagining",),
+    TrainingConfig: ("optimizer", "images_per_code"),
+    ImaginationConfig: ("learned_from", "moment_components", "moment_passes"),
+}
+
+
 def to_json(config: Any) -> str:
     """Returns the JSON text of a dataclass."""
-    values = dataclasses.asdict(config)
-    # Options that came later are written only where they are not left at their default: runs from before
-    # they existed can be resumed.
-    if values.get("imagining") == dataclasses.asdict(ImaginationConfig()):
-        del values["imagining"]
-    training = values["training"] if isinstance(config, RunConfig) else values
-    if isinstance(config, RunConfig | TrainingConfig):
-        for later, default in (("optimizer", "adam"), ("images_per_code", 1)):
-            if training[later] == default:
-                del training[later]
-    return json.dumps(values, indent=2) + "\n"
+    return json.dumps(_to_dict(config), indent=2) + "\n"
+
+
+def _to_dict(config: Any) -> dict[str, Any]:
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _LATER.get(type(config), ()) or value != field.default:
+            values[field.name] = _to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 def from_dict(cls: Any, values: dict[str, Any]) -> Any:
