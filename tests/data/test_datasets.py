@@ -213,7 +213,7 @@ def test_user_folder_comes_first(monkeypatch, tmp_path, where, form):
     assert source.calls == 0 and fetch.cache_path("tiny").exists()
 
 
-# Without the time of day, which would be part of the test's name and differ between the processes of a test run.
+# Without the time of day: in the test's name, it would differ between the processes of a test run.
 @pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"no idx", mtime=0), None])
 def test_damaged_user_file_is_named_and_skipped(monkeypatch, tmp_path, content):
     monkeypatch.setenv("TFINV_DATA", str(tmp_path))
