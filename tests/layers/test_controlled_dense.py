@@ -36,7 +36,7 @@ def randomized(dtype="float32", shapes=(VALUES.shape, CODES.shape), **arguments)
 def reference(layer, values, codes):
     """The same sample by sample, in float64."""
     names = [weight.name for weight in layer.weights]
-    weights = dict(zip(names, layer.get_weights(), strict=True))
+    weights = {name: np.float64(value) for name, value in zip(names, layer.get_weights(), strict=True)}
     rendered = []
     for number, sample in enumerate(values):
         hidden = codes[number * len(codes) // len(values)]

@@ -132,6 +132,6 @@ def test_a_code_gets_the_gradient_of_its_whole_group():
     layer, weights = RepeatCodes(), np.arange(12, dtype=np.float32).reshape(6, 2)
     features = tensor(np.ones((6, 4)))
     (found,) = gradients(
-        lambda codes: keras.ops.sum(layer([codes, features]) * weights), np.ones((3, 2), np.float32)
+        lambda codes: keras.ops.sum(layer([codes, features]) * tensor(weights)), np.ones((3, 2), np.float32)
     )
     np.testing.assert_array_equal(found, weights.reshape(3, 2, 2).sum(axis=1))
