@@ -1,6 +1,7 @@
 """Fixtures of all tests. Imports no TensorFlow: some lanes run layers and ops without it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,8 @@ def start_script():
         code = f"import runpy, sys; {prelude}; sys.argv[0] = {script!r}; "
         code += f"runpy.run_path({script!r}, None, '__main__')"
         command = [sys.executable, *(["-c", code] if prelude else [script]), *map(str, arguments)]
+        # A test run in the background of a shell ignores SIGINT, and what it starts would, too.
+        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         process = subprocess.Popen(
             command,
             env=os.environ | ENVIRONMENT,
