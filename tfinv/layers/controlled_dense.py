@@ -127,7 +127,8 @@ class ControlledDense(keras.layers.Layer):
 
     @property
     def _control_dtype(self) -> str:
-        return keras.backend.result_type(self.variable_dtype, "float32")
+        # Keras's result_type of float64 and float32 is float32.
+        return "float64" if self.variable_dtype == "float64" else "float32"
 
     def _read(self, weight):
         return ops.cast(ops.convert_to_tensor(weight), self._control_dtype)
