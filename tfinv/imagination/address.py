@@ -1,5 +1,7 @@
 """An address field from pairs: started from what linear operators imply, then fitted by gradients."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -10,7 +12,7 @@ from tfinv.data.transforms import get_transform
 from tfinv.imagination.pairs import Steps, direction, free_images, starts, steps_of
 from tfinv.layers import AddressField, LinearOperators
 
-_BATCH = 64
+BATCH_SIZE = 64
 _LEARNING_RATE = 0.01
 # A cell is read from four neighbours, which lie within this many cells of the largest weight.
 _NEIGHBOURHOOD = 2
@@ -125,29 +127,45 @@ def _centroids(operator: np.ndarray, height: int, width: int) -> tuple[np.ndarra
     return places, np.where(total > 0.5, np.minimum(total / np.maximum(scattered, 1e-6), 1.0), 0.0) ** 2
 
 
-def _fit(protocol: Protocol, steps: Steps, field: AddressField, train: Split, count: int, seed: int) -> None:
-    """Gradient descent on the squared difference of pairs, with steps of any size."""
+def descend(
+    field: AddressField, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], count: int, seed: int
+) -> None:
+    """Lowers a loss by steps of Adam, with a rate that falls to zero.
+
+    Args:
+        field: Its weights are changed.
+        loss: From the key [2] of a step's random numbers and the number of the step, int64.
+        count: Number of steps.
+        seed: Seed of the keys.
+    """
     optimizer = keras.optimizers.Adam(
         keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, max(count, 1)), beta_2=0.99
     )
-    optimizer.build(field.trainable_variables)
-    pictures, black = tf.constant(train.images), protocol.pixel_range[0]
-    same = np.zeros(_BATCH, bool)
+    variables = field.trainable_variables
+    optimizer.build(variables)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def descend(number):
-        uniforms = tf.random.stateless_uniform(
-            (_BATCH,), tf.stack([tf.constant(seed, tf.int64), number]), maxval=len(train), dtype=tf.int32
-        )
-        images = tf.gather(pictures, uniforms)
+    def step(number):
+        with tf.GradientTape() as tape:
+            value = loss(tf.stack([tf.constant(seed, tf.int64), number]), number)
+        optimizer.apply(tape.gradient(value, variables), variables)
+
+    for number in range(count):
+        step(tf.constant(number, tf.int64))
+
+
+def _fit(protocol: Protocol, steps: Steps, field: AddressField, train: Split, count: int, seed: int) -> None:
+    """Gradient descent on the squared difference of pairs, with steps of any size."""
+    pictures, black = tf.constant(train.images), protocol.pixel_range[0]
+    same = np.zeros(BATCH_SIZE, bool)
+
+    def loss(key, number):
+        chosen = tf.random.stateless_uniform((BATCH_SIZE,), key, maxval=len(train), dtype=tf.int32)
+        images = tf.gather(pictures, chosen)
         start = starts(protocol, steps, same, seed, -1 - number, "pairs")
         move = sample_parameters(protocol, same, seed, -1 - number, steps.range, "steps")
         first = render(protocol, images, start) - black
         second = render(protocol, images, start + move) - black
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((field([first, move]) - second) ** 2)
-        variables = field.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
+        return tf.reduce_mean((field([first, move]) - second) ** 2)
 
-    for number in range(count):
-        descend(tf.constant(number, tf.int64))
+    descend(field, loss, count, seed)

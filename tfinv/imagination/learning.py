@@ -52,7 +52,6 @@ def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int
             f"Nothing to learn. Expected imagination to be one of {', '.join(LEARNED)}. "
             f"Received: imagination={config.imagination}"
         )
-    check(protocol, split, config, seed)
     begin = time.monotonic()
     unpaired = config.learned_from == "moments"
     layers: list = (learn_operators_unpaired if unpaired else learn_operators)(protocol, split, config, seed)

@@ -5,7 +5,6 @@ found in, so that images lose what is fine. An address field that does the same 
 little, keeps it.
 """
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,15 +12,13 @@ from tfinv.config import ImaginationConfig
 from tfinv.data import Protocol, Split, render, sample_parameters
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
-from tfinv.imagination.address import bending, start_address_field
+from tfinv.imagination.address import BATCH_SIZE, bending, descend, start_address_field
 from tfinv.imagination.moments import fit_generator, measure_moments, operators_of
 from tfinv.imagination.pairs import free_images, steps_of
 from tfinv.layers import AddressField, LinearOperators
 
-_BATCH = 64
 # Images that share a step, and so one read of its operator.
 _GROUP = 8
-_LEARNING_RATE = 0.01
 # Weights of the field's bends. Much larger than with pairs: components say nothing of single cells.
 _STIFFNESS_OF_START = 3.0
 _STIFFNESS = 0.1
@@ -63,6 +60,7 @@ def learn_operators_unpaired(
     Raises:
         UsageError: If the classes or the protocol do not allow it, or the moments do not turn.
     """
+    check_unpaired(protocol, split, config)
     steps = steps_of(protocol, config)
     train, _ = free_images(split, config, seed)
     moments = measure_moments(protocol, train, config, seed)
@@ -98,37 +96,26 @@ def learn_address_field_unpaired(
     field = start_address_field(
         protocol, steps_of(protocol, config), operators, split.images.shape[1:], _STIFFNESS_OF_START
     )
-    optimizer = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, max(config.address_steps, 1)), beta_2=0.99
-    )
-    optimizer.build(field.trainable_variables)
     pictures, black = tf.constant(train.images), protocol.pixel_range[0]
     bends = tf.constant(bending(*split.images.shape[1:3]), tf.float32)
     kernel, bias = field.layer_weights[-1]
     identity = tf.zeros((1,))
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def descend(number):
-        key = tf.stack([tf.constant(seed, tf.int64), number])
-        chosen = tf.random.stateless_uniform((_BATCH,), key, maxval=len(train), dtype=tf.int32)
-        turns = sample_parameters(protocol, np.zeros(_BATCH, bool), seed, -1 - number, stream="pairs")
+    def loss(key, number):
+        chosen = tf.random.stateless_uniform((BATCH_SIZE,), key, maxval=len(train), dtype=tf.int32)
+        turns = sample_parameters(protocol, np.zeros(BATCH_SIZE, bool), seed, -1 - number, stream="pairs")
         images = render(protocol, tf.gather(pictures, chosen), turns) - black
         numbers = tf.random.stateless_uniform(
-            (_BATCH // _GROUP,), key + 1, maxval=layer.num_steps, dtype=tf.int32
+            (BATCH_SIZE // _GROUP,), key + 1, maxval=layer.num_steps, dtype=tf.int32
         )
         steps = layer.low + layer.step_size * tf.cast(numbers, tf.float32)
-        turned = layer([images, steps])
-        with tf.GradientTape() as tape:
-            # No step at all projects an image on the components.
-            loss = tf.reduce_mean((layer([field([images, steps]), identity]) - turned) ** 2)
-            loss += tf.reduce_mean((field([images, identity]) - images) ** 2)
-            coefficients = tf.concat([kernel, bias[tf.newaxis]], axis=0)
-            coefficients = tf.reshape(coefficients, (coefficients.shape[0], -1, 2))
-            bent = tf.einsum("epa,pq,eqa->", coefficients, bends, coefficients)
-            loss += _STIFFNESS * bent / float(np.prod(coefficients.shape))
-        variables = field.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
+        # No step at all projects an image on the components.
+        agreement = tf.reduce_mean((layer([field([images, steps]), identity]) - layer([images, steps])) ** 2)
+        stillness = tf.reduce_mean((field([images, identity]) - images) ** 2)
+        coefficients = tf.concat([kernel, bias[tf.newaxis]], axis=0)
+        coefficients = tf.reshape(coefficients, (coefficients.shape[0], -1, 2))
+        bent = tf.einsum("epa,pq,eqa->", coefficients, bends, coefficients)
+        return agreement + stillness + _STIFFNESS * bent / float(np.prod(coefficients.shape))
 
-    for number in range(config.address_steps):
-        descend(tf.constant(number, tf.int64))
+    descend(field, loss, config.address_steps, seed)
     return field
