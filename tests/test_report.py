@@ -20,7 +20,7 @@ def article_run(**changes):
     return RunConfig("cnn", "cnn_bn_00", preset.model, preset.training, **changes)
 
 
-def add_run(docs, config, value, restricted=("3", "4"), **values):
+def add_run(docs, config, value, restricted=("3", "4"), onednn=False, **values):
     """Tables of a run whose tests all have one value, but for those given by name."""
     folder = docs / "results" / config.run_id
     folder.mkdir(parents=True)
@@ -30,6 +30,7 @@ def add_run(docs, config, value, restricted=("3", "4"), **values):
         "processor": "cpu",
         "cores": 2,
         "accelerators": [],
+        "onednn": onednn,
     }
     (folder / runs.ENVIRONMENT).write_text(json.dumps({**environment, "tensorflow": "2"}))
     pd.DataFrame([{"epoch": 1, "loss": 0.1, "seconds": 90.0}]).to_csv(folder / runs.HISTORY, index=False)
@@ -184,3 +185,10 @@ def test_the_article_speaks_for_its_own_network_protocol_and_dataset_only():
     assert not report.article_figures(config, ROTATE_34.replace((0, 1)), "mnist")
     narrower = RunConfig("cnn", "cnn_bn_00", models.get_model("cnn").Config(filters=(4,)))
     assert not report.article_figures(narrower, ROTATE_34, "mnist")
+
+
+def test_device_says_that_a_run_is_not_bitwise_repeatable(tmp_path):
+    for seed, onednn in enumerate((False, True)):
+        add_run(tmp_path, network("cnn_00", seed), 0.2, onednn=onednn)
+    devices = [report.command_row(result)["device"] for result in summary.read(tmp_path / "results")]
+    assert devices == ["cpu, 2 cores; TensorFlow 2", "cpu, 2 cores; TensorFlow 2 with oneDNN"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import tyro
 
+from tfinv import runs
 from tfinv.errors import UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,6 +57,8 @@ def quiet_tensorflow() -> None:
     They are shown after all if the import fails.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # oneDNN's last bits differ from process to process: a resumed run would not be the uninterrupted one.
+    os.environ.setdefault(runs.ONEDNN, "0")
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as messages:

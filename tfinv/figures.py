@@ -46,7 +46,7 @@ def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure
         )
     _chance(axes, rows)
     axes.set(ylabel="accuracy on test images", ylim=(-0.02, 1.02))
-    axes.set_title(_title(rows, "Accuracy against transformation"), fontsize=10)
+    axes.set_title(title(rows, "Accuracy against transformation"), fontsize=10)
     # The curves fill the axes; below them the legend hides nothing.
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
@@ -143,13 +143,13 @@ def taken_for(rows: pd.DataFrame, protocol: Protocol) -> Figure:
         axes.set_ylabel(f"class {label} taken for")
         for edge in np.ravel(_training_ranges(protocol)):
             axes.axvline(edge, color="white", linestyle="--", linewidth=1.2)
-        _full_turn(axes, protocol)
+        full_turn(axes, protocol)
     grid[-1].set_xlabel(
         f"{protocol.transformation} [{_unit(protocol)}]; dashed: training range of these classes"
     )
     if image is not None:
         figure.colorbar(image, ax=list(grid), label="share of images")
-    figure.suptitle(_title(rows, "What restricted classes are taken for"), fontsize=10)
+    figure.suptitle(title(rows, "What restricted classes are taken for"), fontsize=10)
     return figure
 
 
@@ -227,7 +227,7 @@ def _background(axes: Axes, protocol: Protocol) -> None:
     for index, (low, high) in enumerate(_training_ranges(protocol)):
         label = "training range of the restricted classes"
         axes.axvspan(low, high, color=SHADE, zorder=0, label=None if index else label)
-    _full_turn(axes, protocol)
+    full_turn(axes, protocol)
     axes.grid(color="#DDDDDD", linewidth=0.6)
 
 
@@ -248,7 +248,8 @@ def _training_ranges(protocol: Protocol) -> list[tuple[float, float]]:
     return [(left, right) for left, right in turns if left < period / 2 and right > -period / 2]
 
 
-def _full_turn(axes: Axes, protocol: Protocol) -> None:
+def full_turn(axes: Axes, protocol: Protocol) -> None:
+    """Has the horizontal axis show one period of a transformation that has one."""
     period = _transform(protocol).PERIOD
     if period is not None:
         axes.set_xticks(np.linspace(-period / 2, period / 2, 9))
@@ -263,7 +264,8 @@ def _unit(protocol: Protocol) -> str:
     return _transform(protocol).UNIT
 
 
-def _title(rows: pd.DataFrame, text: str) -> str:
+def title(rows: pd.DataFrame, text: str) -> str:
+    """Returns a title with the runs below it that the rows are of."""
     names = ", ".join(str(name) for name in rows.run_id.dropna().unique())
     return f"{text}\n{names}" if names else text
 

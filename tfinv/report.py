@@ -150,12 +150,13 @@ def command_row(result: Result) -> dict[str, str]:
     seconds = pd.read_csv(history).seconds if history.is_file() else pd.Series(dtype=float)
     processor = f"{environment['processor']}, {environment['cores']} cores"
     device = ", ".join(environment["accelerators"]) or processor
+    onednn = " with oneDNN" if environment.get("onednn") else ""
     return {
         "run": f"`{result.folder.name}`",
         "command": f"`{environment['command']}`",
         "epochs": str(len(seconds)),
         "training": f"{seconds.sum() / 60:.1f} min",
-        "device": f"{device}; TensorFlow {environment['tensorflow']}",
+        "device": f"{device}; TensorFlow {environment['tensorflow']}{onednn}",
     }
 
 

@@ -57,10 +57,7 @@ class Experiment:
 
     def config(self, budget: str, seed: int) -> RunConfig:
         """Returns the run of one seed at one of BUDGETS."""
-        preset = models.get_preset(self.model, self.preset)
-        config = RunConfig(
-            self.model, self.preset, preset.model, preset.training, preset.evaluation, seed=seed
-        )
+        config = dataclasses.replace(models.default_run(self.model, self.preset), seed=seed)
         own = {"smoke": {**_SMOKE, **self.smoke}, "cpu": self.cpu, "article": {}}[budget]
         return runs.replace(config, **{**self.changes, **own})
 

@@ -3,7 +3,7 @@
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.generation import make_pairs, pairs
-from tfinv.data.pipeline import batches, make_dataset, render, sample_parameters, scale_pixels
+from tfinv.data.pipeline import batches, make_dataset, mapped, render, sample_parameters, scale_pixels
 from tfinv.data.protocol import PROTOCOLS, Evaluation, Protocol, Range, Split, get_protocol, select
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "load_dataset",
     "make_dataset",
     "make_pairs",
+    "mapped",
     "pairs",
     "render",
     "sample_parameters",

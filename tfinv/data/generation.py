@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
-from tfinv.data.pipeline import draws, render, sample_parameters, scale_pixels, stateless_key
+from tfinv.data.pipeline import draws, mapped, render, sample_parameters, scale_pixels, stateless_key
 from tfinv.data.protocol import Protocol, Split, get_protocol, select
 from tfinv.data.transforms import get_transform
 
@@ -76,7 +76,7 @@ def pairs(
 
     arguments = (protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream)
     drawn = draws(*arguments) if images_per_code == 1 else _group_draws(*arguments, images_per_code)
-    return drawn.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return mapped(drawn, load)
 
 
 def _group_draws(

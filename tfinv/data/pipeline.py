@@ -164,7 +164,16 @@ def batches(
         return render(protocol, tf.gather(images, indices), parameters), tf.gather(labels, indices)
 
     drawn = draws(protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream, replace)
-    return drawn.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return mapped(drawn, load)
+
+
+def mapped(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+    """Maps elements, in parallel with what consumes them, in their order."""
+    options = tf.data.Options()
+    # It finds nothing to tune here, and may keep an iterator's end waiting for as long as the iterator lived.
+    options.autotune.enabled = False
+    data = dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return data.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def draws(

@@ -12,7 +12,7 @@ from tfinv.data import Protocol, Split
 from tfinv.data.transforms import get_transform
 from tfinv.figures import picture
 from tfinv.files import replacing
-from tfinv.generation.errors import Renderer
+from tfinv.generation.errors import Renderer, seen_in_training
 from tfinv.generation.figures import examples, expected_and_rendered
 
 
@@ -30,9 +30,7 @@ def save_animation(
         seconds: Duration of one round, about.
     """
     transform, renderer = get_transform(protocol.transformation), Renderer(model, protocol)
-    seen = transform.contains(parameters, *protocol.restricted.bounds)
-    if protocol.held_out is not None:
-        seen = seen & ~transform.contains(parameters, *protocol.held_out.bounds)
+    seen = seen_in_training(protocol, parameters, restricted=True)
     places = [place for place in examples(split, 1) if split.restricted[place]]
     figure = Figure(figsize=(2.4, 1.15 * len(places) + 0.4))
     FigureCanvasAgg(figure)

@@ -111,14 +111,12 @@ def evaluate_generation(
     transform = get_transform(protocol.transformation)
     grid = transform.grid(step or protocol.grid_step)
     errors = _sweep(renderer, split, grid)
-    held_out = _held_out(protocol, grid)
     rows = []
     for label, name in enumerate(split.class_names):
         mask = split.labels == label
         if not mask.any():
             continue
-        limits = protocol.restricted if split.restricted[mask][0] else protocol.free
-        seen = transform.contains(grid, *limits.bounds) & ~held_out
+        seen = seen_in_training(protocol, grid, bool(split.restricted[mask][0]))
         means = errors[:, mask].mean(axis=1, dtype=np.float64)
         for parameter, mean, inside in zip(grid, means, seen, strict=True):
             scalar = float(np.ravel(parameter)[0])
@@ -163,6 +161,13 @@ def _check_renderer(renderer: Renderer, protocol: Protocol, split: Split) -> Non
             f"The model renders images of another size than protocol {protocol.name}. "
             f"Expected {expected}. Received: {shape}"
         )
+
+
+def seen_in_training(protocol: Protocol, parameters: np.ndarray, restricted: bool) -> np.ndarray:
+    """Tells which parameters [M, *PARAMETER_SHAPE] training has for a restricted, or a free, class [M]."""
+    limits = protocol.restricted if restricted else protocol.free
+    inside = get_transform(protocol.transformation).contains(parameters, *limits.bounds)
+    return inside & ~_held_out(protocol, parameters)
 
 
 def _held_out(protocol: Protocol, grid: np.ndarray) -> np.ndarray:

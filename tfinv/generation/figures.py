@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from tfinv.data import Protocol, Split, render
 from tfinv.data.transforms import get_transform
-from tfinv.figures import COLOURS, FREE, MARKERS, SHADE, picture
-from tfinv.generation.errors import Renderer
+from tfinv.figures import COLOURS, FREE, MARKERS, SHADE, full_turn, picture, title
+from tfinv.generation.errors import Renderer, seen_in_training
 
 _NEVER = "#D9D9D9"
 
@@ -45,21 +45,17 @@ def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
             label=f"{label}, restricted",
         )
     black, white = protocol.pixel_range
-    period = get_transform(protocol.transformation).PERIOD
     axes.set_xlabel(_sweep(protocol))
-    if period is not None:  # at right angles, of rotation
+    if get_transform(protocol.transformation).PERIOD is not None:  # at right angles, of rotation
         axes.set_xlabel(
             f"{_sweep(protocol)}\n(peaks: where resampling blurs nothing, there is more to render)"
         )
     axes.set_ylabel(f"mean squared error on test images\n(pixels {black:g} to {white:g})")
     axes.set_ylim(bottom=0)
     axes.set_xlim(table.index.min(), table.index.max())
-    if period is not None:
-        axes.set_xticks(np.linspace(-period / 2, period / 2, 9))
-        axes.set_xlim(-period / 2, period / 2)
+    full_turn(axes, protocol)
     axes.grid(color="#DDDDDD", linewidth=0.6)
-    names = ", ".join(str(name) for name in rows.run_id.dropna().unique())
-    axes.set_title(f"Error of rendered images against transformation\n{names}".strip(), fontsize=10)
+    axes.set_title(title(rows, "Error of rendered images against transformation"), fontsize=10)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
@@ -89,16 +85,12 @@ def panel(model: Any, split: Split, protocol: Protocol, parameters: np.ndarray, 
         parameters: [M, *PARAMETER_SHAPE], one column each.
         images: Test images of each restricted class; one of the free class.
     """
-    transform, renderer = get_transform(protocol.transformation), Renderer(model, protocol)
-    held_out = np.zeros(len(parameters), bool)
-    if protocol.held_out is not None:
-        held_out = transform.contains(parameters, *protocol.held_out.bounds)
+    renderer = Renderer(model, protocol)
     places = examples(split, images)
     figure = Figure(figsize=(0.78 * len(parameters) + 0.9, 1.72 * len(places) + 0.7), layout="constrained")
     grid = figure.subplots(2 * len(places), len(parameters), squeeze=False)
     for row, place in enumerate(places):
-        limits = protocol.restricted if split.restricted[place] else protocol.free
-        seen = transform.contains(parameters, *limits.bounds) & ~held_out
+        seen = seen_in_training(protocol, parameters, bool(split.restricted[place]))
         name = split.class_names[split.labels[place]]
         for column, parameter in enumerate(parameters):
             expected, rendered = expected_and_rendered(renderer, protocol, split.images[place], parameter)

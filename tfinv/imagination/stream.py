@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfinv.config import ImaginationConfig
-from tfinv.data import Protocol, Split, batches, sample_parameters
+from tfinv.data import Protocol, Split, batches, mapped, sample_parameters
 from tfinv.imagination.pairs import Steps, starts, steps_of
 
 # Successive images that share a step, and so one read of its operator. Each starts from its own image, and
@@ -68,9 +68,7 @@ class ImaginedStream:
             return data
         first = start_epoch * -(-len(split) // batch_size)
         numbers = tf.data.Dataset.range(first, first + data.cardinality())
-        data = tf.data.Dataset.zip(numbers, data)
-        data = data.map(imagine, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return data.prefetch(tf.data.AUTOTUNE)
+        return mapped(tf.data.Dataset.zip(numbers, data), imagine)
 
     def _imagine(self, images: tf.Tensor, count: int, steps: Steps, seed: int, number) -> tf.Tensor:
         """Images [N, H, W, C] of N <= count under random steps."""
