@@ -10,8 +10,7 @@ import pandas as pd
 import tensorflow as tf
 from rich.progress import track
 
-import tfinv.layers  # registers the layers that a .keras file may contain
-import tfinv.models._codes  # noqa: F401  and those of generators
+import tfinv.layers  # noqa: F401  registers the layers that a .keras file may contain
 from tfinv.config import check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
 from tfinv.data.transforms import get_transform

@@ -51,6 +51,11 @@ def export_saved_model(model: keras.Model, directory: Path, class_names: tuple[s
     archive.add_endpoint("classify", classify, input_signature=[images])
     if "reconstruction" in model.output:
         archive.add_endpoint("reconstruct", reconstruct, input_signature=[images])
+    write_archive(archive, directory)
+
+
+def write_archive(archive: keras.export.ExportArchive, directory: Path) -> None:
+    """Writes a SavedModel at once, in place of an earlier one; raises OSError if that fails."""
     try:
         with replacing(directory) as partial:
             archive.write_out(str(partial), verbose=False)

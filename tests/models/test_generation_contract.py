@@ -1,4 +1,4 @@
-"""Each generator is held to the contract unedited, and the codes of groups to what they promise."""
+"""Each generator is held to the contract unedited."""
 
 import json
 
@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from tests.backend import array, gradients, tensor
+from tests.backend import array
 from tfinv import config as configuration
 from tfinv import models
 from tfinv.errors import UsageError
-from tfinv.models._codes import RepeatCodes
 
 GENERATORS = models.available("generation")
 PRESETS = [(name, preset) for name in GENERATORS for preset in models.get_model(name).PRESETS]
@@ -113,25 +112,3 @@ def test_models_of_the_other_task_are_refused():
         models.build_generator("cnn", (28, 28, 1), (28, 28, 1), 2)
     with pytest.raises(UsageError, match=r"latent_size.*Received: laten_size"):
         models.build_generator("autoencoder", (28, 28, 1), (28, 28, 1), 2, laten_size=3)
-
-
-# Codes of groups
-
-
-@pytest.mark.parametrize("groups", [1, 2, 7])
-def test_each_image_gets_the_code_of_its_group(groups):
-    codes = RANDOM.normal(size=(groups, 5)).astype(np.float32)
-    features = np.full((14, 3, 2), np.nan, np.float32)  # nothing but their number matters
-    repeated = array(RepeatCodes()([tensor(codes), tensor(features)]))
-    np.testing.assert_array_equal(repeated, codes.repeat(14 // groups, axis=0))
-    symbolic = RepeatCodes()([keras.Input((5,)), keras.Input((3, 2))])
-    assert symbolic.shape == (None, 5)
-
-
-def test_a_code_gets_the_gradient_of_its_whole_group():
-    layer, weights = RepeatCodes(), np.arange(12, dtype=np.float32).reshape(6, 2)
-    features = tensor(np.ones((6, 4)))
-    (found,) = gradients(
-        lambda codes: keras.ops.sum(layer([codes, features]) * tensor(weights)), np.ones((3, 2), np.float32)
-    )
-    np.testing.assert_array_equal(found, weights.reshape(3, 2, 2).sum(axis=1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from tfinv.files import replacing
+from tfinv.export import write_archive
 
 
 def export_generator(model: keras.Model, directory: Path) -> None:
@@ -32,8 +32,4 @@ def export_generator(model: keras.Model, directory: Path) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint("generate", generate, input_signature=[specs["image"], specs["code"]])
-    try:
-        with replacing(directory) as partial:
-            archive.write_out(str(partial), verbose=False)
-    except tf.errors.OpError as error:
-        raise OSError(f"Cannot write {directory}: {error.message}") from None
+    write_archive(archive, directory)

@@ -12,6 +12,7 @@ from tfinv.layers.group_pooling import GroupPooling
 from tfinv.layers.linear_operators import LinearOperators
 from tfinv.layers.primary_capsules import PrimaryCapsules
 from tfinv.layers.primary_matrix_capsules import PrimaryMatrixCapsules
+from tfinv.layers.repeat_codes import RepeatCodes
 from tfinv.layers.routing_capsules import RoutingCapsules
 from tfinv.layers.self_attention_capsules import SelfAttentionCapsules
 from tfinv.layers.spatial_transformer import SpatialTransformer
@@ -30,6 +31,7 @@ __all__ = [
     "LinearOperators",
     "PrimaryCapsules",
     "PrimaryMatrixCapsules",
+    "RepeatCodes",
     "RoutingCapsules",
     "SelfAttentionCapsules",
     "SpatialTransformer",

@@ -23,7 +23,7 @@ For generation (a generator renders an image transformed):
 
 The code is what a network sees of the parameter of a transformation, see tfinv.data.transforms. G divides N:
 each code is that of N / G successive images, so that a network whose weights depend on the code makes them
-once a group; another one repeats the codes (tfinv.models._codes.RepeatCodes). Training has groups of
+once a group; another one repeats the codes (tfinv.layers.RepeatCodes). Training has groups of
 `TrainingConfig.images_per_code`, evaluation has G = 1. Of a generator that is nothing but layers "encoder"
 (images to latents) and "decoder" ({"latent", "code"} to images), evaluation encodes every image once.
 """

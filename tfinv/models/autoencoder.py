@@ -12,8 +12,8 @@ from keras import layers
 
 from tfinv.config import EvaluationConfig, TrainingConfig
 from tfinv.errors import UsageError
+from tfinv.layers import RepeatCodes
 from tfinv.models._base import Preset
-from tfinv.models._codes import RepeatCodes
 
 TASK = "generation"
 

@@ -1,0 +1,29 @@
+"""Codes that a group of images shares: which image gets which, and where their gradients go."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.backend import array, gradients, tensor
+from tfinv.layers import RepeatCodes
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 7])
+def test_each_image_gets_the_code_of_its_group(groups):
+    codes = RANDOM.normal(size=(groups, 5)).astype(np.float32)
+    features = np.full((14, 3, 2), np.nan, np.float32)  # nothing but their number matters
+    repeated = array(RepeatCodes()([tensor(codes), tensor(features)]))
+    np.testing.assert_array_equal(repeated, codes.repeat(14 // groups, axis=0))
+    symbolic = RepeatCodes()([keras.Input((5,)), keras.Input((3, 2))])
+    assert symbolic.shape == (None, 5)
+
+
+def test_a_code_gets_the_gradient_of_its_whole_group():
+    layer, weights = RepeatCodes(), np.arange(12, dtype=np.float32).reshape(6, 2)
+    features = tensor(np.ones((6, 4)))
+    (found,) = gradients(
+        lambda codes: keras.ops.sum(layer([codes, features]) * tensor(weights)), np.ones((3, 2), np.float32)
+    )
+    np.testing.assert_array_equal(found, weights.reshape(3, 2, 2).sum(axis=1))
