@@ -174,3 +174,17 @@ def test_gradient_descent_finds_a_small_shift(hidden_units):
 def test_bad_values_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_addresses_between_places_of_a_grid_are_interpolated():
+    field = layers.AddressField(grid=(2, 3))
+    field.build([(None, 5, 5, 1), (None, 1)])
+    rows = np.array([[0.0, 1.0, 2.0], [4.0, 5.0, 6.0]], np.float32)  # at rows 0, 4 and columns 0, 2, 4
+    moves = np.stack([rows, -rows], axis=-1)
+    field.layer_weights[-1][0].assign(moves.reshape(1, -1))
+    found = array(field.addresses(np.array([[2.0]], np.float32), (5, 5))).reshape(5, 5, 2)
+    row, column = np.mgrid[:5, :5]
+    expected = 2.0 * (row + column / 2)
+    np.testing.assert_allclose(found, np.stack([row + expected, column - expected], axis=-1), atol=1e-5)
+    with pytest.raises(ValueError, match=r"at least 2.*grid=\(1, 4\)"):
+        layers.AddressField(grid=(1, 4))

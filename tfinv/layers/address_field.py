@@ -4,6 +4,7 @@ import itertools
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfinv.layers._bilinear import corners
@@ -26,6 +27,9 @@ class AddressField(keras.layers.Layer):
             parameter, divided by `scale`, for the code.
         scale: What a parameter without period is divided by.
         output_size: Height and width of the output; those of the input if not given.
+        grid: Rows and columns, at least 2 each, of places spread evenly over the output at which the network
+            gives addresses relative to the untrained ones; cells between follow their four neighbours
+            bilinearly. A place for each cell if not given.
 
     Input shape:
         List of maps [N, H, W, C] and parameters [G] or [G, E], where G divides N: each parameter is that of
@@ -45,6 +49,7 @@ class AddressField(keras.layers.Layer):
         period: float | None = None,
         scale: float = 1.0,
         output_size: tuple[int, int] | None = None,
+        grid: tuple[int, int] | None = None,
         **kwargs,
     ):
         # Half precision would misplace the addresses.
@@ -60,6 +65,11 @@ class AddressField(keras.layers.Layer):
         self.period = period
         self.scale = scale
         self.output_size = None if output_size is None else tuple(output_size)
+        self.grid = None if grid is None else tuple(grid)
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 2):
+            raise ValueError(
+                f"Invalid value for argument grid. Expected two numbers of at least 2. Received: grid={grid}"
+            )
 
     def build(self, input_shape):
         maps, parameters = input_shape
@@ -70,7 +80,7 @@ class AddressField(keras.layers.Layer):
                 "AddressField needs parameters of shape [G] or [G, E], and one number each if periodic. "
                 f"Received: input_shape={input_shape}"
             )
-        height, width = self.output_size or maps[1:3]
+        height, width = self.grid or self.output_size or maps[1:3]
         sizes = (2 if self.period else math.prod(parameters[1:]), *self.hidden_units, height * width * 2)
         self.layer_weights = [
             (
@@ -108,6 +118,10 @@ class AddressField(keras.layers.Layer):
             values = ops.relu(values) if number else values
             values = ops.matmul(values, ops.convert_to_tensor(kernel)) + ops.convert_to_tensor(bias)
         offsets = ops.reshape(values, (-1, values.shape[-1] // 2, 2))
+        if self.grid is not None:
+            sides = zip(self.output_size or input_size, self.grid, strict=True)
+            shares = np.kron(*(_shares(cells, places) for cells, places in sides))
+            offsets = ops.matmul(ops.convert_to_tensor(shares), offsets)
         return offsets + ops.convert_to_tensor(self.initial_addresses(input_size), "float32")
 
     def initial_addresses(self, input_size: tuple[int, int]) -> list[tuple[float, float]]:
@@ -142,4 +156,12 @@ class AddressField(keras.layers.Layer):
             "period": self.period,
             "scale": self.scale,
             "output_size": self.output_size,
+            "grid": self.grid,
         }
+
+
+def _shares(cells: int, places: int) -> np.ndarray:
+    """Share [cells, places] of each of the places along a side in each of its cells."""
+    at = np.linspace(0.0, places - 1.0, cells)
+    distances = np.abs(at[:, np.newaxis] - np.arange(places))
+    return np.maximum(0.0, 1.0 - distances).astype(np.float32)
