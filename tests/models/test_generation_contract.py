@@ -108,7 +108,10 @@ def test_mixed_precision_gives_float32_images(name):
 def test_models_of_the_other_task_are_refused():
     with pytest.raises(UsageError, match=r"one for recognition: capsnet, cnn.*autoencoder, for generation"):
         models.build("autoencoder", (28, 28, 1), 10)
-    with pytest.raises(UsageError, match=r"one for generation: autoencoder.*Received: cnn, for recognition"):
+    with pytest.raises(
+        UsageError,
+        match=r"one for generation: address_generator, autoencoder.*Received: cnn, for recognition",
+    ):
         models.build_generator("cnn", (28, 28, 1), (28, 28, 1), 2)
     with pytest.raises(UsageError, match=r"latent_size.*Received: laten_size"):
         models.build_generator("autoencoder", (28, 28, 1), (28, 28, 1), 2, laten_size=3)
