@@ -114,6 +114,19 @@ def test_held_out_region_is_not_outside():
     }
 
 
+@pytest.mark.parametrize(
+    "inside, outside, ratio", [(0.0, 0.0, 1.0), (1e-13, 1e-9, 1.0), (1e-9, 5.126e-5, 10.0)]
+)
+def test_ratio_counts_no_rounding(inside, outside, ratio):
+    grid = np.arange(-180, 180, 15, dtype=np.float32)
+    seen = np.abs(grid) <= 45
+    provenance = Provenance("", "", "", "", 0, "")
+    values = zip(grid, np.where(seen, inside, outside), seen, strict=True)
+    rows = [provenance.row("mse", value, "4", angle, bool(within)) for angle, value, within in values]
+    summary = generation.summarise(to_frame(rows), ROTATE, grid, provenance)
+    assert only(summary, "outside_inside_ratio") == pytest.approx({"4": ratio}, rel=1e-3)
+
+
 # Kinds of model
 
 

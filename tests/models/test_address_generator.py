@@ -1,4 +1,4 @@
-"""The address generator: reads beyond the image, its curriculum, and that it learns to move far."""
+"""The address generator: reads beyond the image, its near codes, and that it learns."""
 
 import keras
 import numpy as np
@@ -98,7 +98,7 @@ def test_reach_grows_and_a_resumed_training_has_that_of_the_uninterrupted_one():
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras on torch trains too slowly for a test")
-def test_learns_shifts_so_wide_that_images_no_longer_overlap():
+def test_learns_shifts_wider_than_the_image():
     count, size, widest = 2048, 4, 6
     images = RANDOM.uniform(-1, 1, (count, size, size, 1)).astype("float32")
     shifts = RANDOM.integers(-widest, widest + 1, (count, 2))

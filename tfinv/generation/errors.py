@@ -189,8 +189,9 @@ def summarise(
 
     Returns:
         Tidy rows for each class: "inside_mse" within its training range; for restricted ones "outside_mse"
-        outside it and "outside_inside_ratio"; "held_out_mse" where no class was ever shown, which counts as
-        neither, if there is such a range. NaN where the sweep has no such parameter, or the ratio no error.
+        outside it and "outside_inside_ratio", of errors that count at least as much as `resolution`, below
+        which they are rounding; "held_out_mse" where no class was ever shown, which counts as neither, if
+        there is such a range. NaN where the sweep has no such parameter.
     """
     comparable = get_transform(protocol.transformation).comparable(grid)
     held_out = _held_out(protocol, grid)
@@ -201,12 +202,19 @@ def summarise(
         means = {"inside_mse": _mean(errors[seen & comparable])}
         if label in restricted:
             means["outside_mse"] = _mean(errors[~seen & ~held_out & comparable])
-            with np.errstate(divide="ignore", invalid="ignore"):
-                means["outside_inside_ratio"] = np.divide(means["outside_mse"], means["inside_mse"])
+            least = resolution(protocol)
+            outside, inside = (np.maximum(means[f"{place}_mse"], least) for place in ("outside", "inside"))
+            means["outside_inside_ratio"] = float(outside / inside)
         if protocol.held_out is not None:
             means["held_out_mse"] = _mean(errors[held_out & comparable])
         rows += [provenance.row(metric, value, str(label)) for metric, value in means.items()]
     return to_frame(rows)
+
+
+def resolution(protocol: Protocol) -> float:
+    """Returns the mean squared error of rounding pixels to the 256 levels that images are stored in."""
+    black, white = protocol.pixel_range
+    return ((white - black) / 255.0) ** 2 / 12.0
 
 
 def _mean(values: np.ndarray) -> float:

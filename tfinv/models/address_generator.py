@@ -9,6 +9,9 @@ That neighbours are read from neighbours is built in: places are learned on a co
 between, so that they are known of pixels that are dark in most images, too. Maps that are affine in the
 plane, as rotations and shifts are, lie among the fields of such a grid.
 
+Without near codes first, training stays where it begins: after 2 epochs of `quick` on rotate-49 (seed 0) the
+error of held-out training images is 0.1435, with them 9.0e-7.
+
 Reference:
     Potapov et al. 2018, "HyperNets and their application to learning spatial transformations"
     (arXiv 1807.09226), and its authors' address variant; Bengio et al. 2009, "Curriculum learning" (ICML).
@@ -35,7 +38,8 @@ class Config:
     """Architecture of an address generator."""
 
     unchanged: tuple[float, ...] = (1.0, 0.0)
-    """Code of the transformation that leaves images as they are; the default is a rotation's."""
+    """Code of the transformation that leaves images as they are; the default is a rotation's, a shift's is
+    (0, 0). With another one, training does not get far."""
     grid: tuple[int, int] = (4, 4)
     """Rows and columns of places at which addresses are learned."""
 
@@ -65,7 +69,7 @@ def build(
     offset = [-value / _ADDRESS_SCALE for value in config.unchanged]
     changes = layers.Rescaling(1.0 / _ADDRESS_SCALE, offset, dtype="float32", name="change")(codes)
     field = AddressField(
-        output_size=tuple(output_shape[:2]), grid=config.grid, dtype="float32", name="addresses"
+        output_size=(output_shape[0], output_shape[1]), grid=config.grid, dtype="float32", name="addresses"
     )
     rendered = layers.Rescaling(1.0, -1.0, dtype="float32", name="to_black")(field([values, changes]))
     return keras.Model({"image": images, "code": codes}, {"image": rendered}, name="address_generator")
@@ -84,7 +88,6 @@ def objective(model: keras.Model) -> Objective:
 
 _EVALUATION = EvaluationConfig(repeats=1, grid_step=None, curve_images=2000)
 
-# Grid, reach and rates were chosen on the training loss and 5,000 held-out training images.
 PRESETS = {
     "quick": Preset(
         Config(),
