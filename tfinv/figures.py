@@ -22,6 +22,15 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FREE = "#555555"
 SHADE = "#F2E6C2"
+# Of each task: the metric of its curves, what that is, and what it answers.
+_CURVES = {
+    "recognition": (
+        "accuracy",
+        "accuracy on test images of {}",
+        "can it recognise {}",
+    ),
+    "generation": ("mse", "error of rendered images of {}", "can it render {}"),
+}
 
 
 def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
@@ -55,7 +64,7 @@ def accuracy_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure
 def comparison(
     curves: Mapping[str, Sequence[pd.DataFrame]], protocol: Protocol, families: Mapping[str, str]
 ) -> Figure:
-    """Draws the mean accuracy over the restricted classes against the parameter, a panel a family.
+    """Draws accuracy or error, mean of the restricted classes, against the parameter, a panel a family.
 
     Args:
         curves: Rows of each seed of a network by the network's name.
@@ -66,10 +75,11 @@ def comparison(
         A figure with a curve for each network, the mean over its seeds in a band from the lowest to the
         highest, before the grey curves of the other networks.
     """
-    restricted = {name: _restricted(tables, protocol) for name, tables in curves.items()}
+    metric, quantity, question = _CURVES[protocol.task]
+    restricted = {name: _restricted(tables, protocol, metric) for name, tables in curves.items()}
     everything = pd.concat([rows for tables in curves.values() for rows in tables])
-    accuracy = everything[everything.metric == "accuracy"]
-    free = accuracy[~accuracy.label.isin(map(str, protocol.restricted_classes))]
+    values = everything[everything.metric == metric]
+    free = values[~values.label.isin(map(str, protocol.restricted_classes))]
     free = free.groupby("parameter").value.mean()
     panels = [family for family in dict.fromkeys(families.values()) if family in map(families.get, curves)]
     columns = min(3, len(panels))
@@ -95,34 +105,37 @@ def comparison(
                 linewidth=1.5,
                 label=name,
             )
-        _chance(axes, everything)
+        if metric == "accuracy":
+            _chance(axes, everything)
+            axes.set_ylim(-0.02, 1.02)
+        else:
+            axes.set_ylim(bottom=0)
         handles = [handle for handle in axes.lines if handle.get_label() in curves]
         axes.legend(
             handles=handles, title=family, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7,
             title_fontsize=9, frameon=False,
         )  # fmt: skip
-        axes.set_ylim(-0.02, 1.02)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     listed = " and ".join(map(str, protocol.restricted_classes))
     for index, axes in enumerate(grid[: len(panels)]):
         if index % columns == 0:
-            axes.set_ylabel(f"accuracy on test images of {listed}")
+            axes.set_ylabel(quantity.format(listed))
         if index + columns >= len(panels):  # nothing below it
             axes.set_xlabel(f"{protocol.transformation} [{_unit(protocol)}]")
             axes.tick_params(labelbottom=True)
         axes.tick_params(labelsize=7)
-    figure.suptitle(f"{protocol.name}: can it recognise {listed} where it never saw them?", fontsize=11)
+    figure.suptitle(f"{protocol.name}: {question.format(listed)} where it never saw them?", fontsize=11)
     shared = [*grid[0].patches[:1], *(line for line in grid[0].lines if line.get_linestyle() == "--")]
     grey = Line2D([], [], color="#BBBBBB", linewidth=0.8, label="networks of the other panels")
     figure.legend(handles=[*shared, grey], loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def _restricted(tables: Sequence[pd.DataFrame], protocol: Protocol) -> pd.DataFrame:
-    """Returns the mean accuracy over the restricted classes by parameter, a column a seed."""
+def _restricted(tables: Sequence[pd.DataFrame], protocol: Protocol, metric: str) -> pd.DataFrame:
+    """Returns the mean of a metric over the restricted classes by parameter, a column a seed."""
     labels = list(map(str, protocol.restricted_classes))
-    seeds = [rows[(rows.metric == "accuracy") & rows.label.isin(labels)] for rows in tables]
+    seeds = [rows[(rows.metric == metric) & rows.label.isin(labels)] for rows in tables]
     return pd.concat([rows.groupby("parameter").value.mean() for rows in seeds], axis=1)
 
 

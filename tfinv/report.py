@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from rich.table import Table
 
-from tfinv import models, runs, summary
-from tfinv.config import RunConfig
+from tfinv import generation, models, results, runs, summary
+from tfinv.config import DEFAULT_PROTOCOLS, RunConfig
 from tfinv.data import Protocol, get_protocol
 from tfinv.summary import Network, Result
 
@@ -53,10 +53,25 @@ def article_figures(config: RunConfig, protocol: Protocol, dataset: str) -> dict
         protocol: What the network is tested under.
         dataset: Name or path of what it is tested on.
     """
-    if dataset != "mnist" or protocol != get_protocol("rotate-34") or config.imagining.imagination != "none":
+    usual = get_protocol(DEFAULT_PROTOCOLS[protocol.task])
+    if dataset != "mnist" or protocol != usual or config.imagining.imagination != "none":
         return {}
     preset = models.get_model(config.model_name).PRESETS.get(config.preset)
     return dict(preset.article) if preset is not None and preset.model == config.model else {}
+
+
+def headline(result: Result) -> str:
+    """Returns the figures of a run in a line."""
+    columns = _columns(result)
+    return ", ".join(f"{name} {_number(result.values[list(keys)].mean())}" for name, keys in columns.items())
+
+
+def _columns(result: Result) -> dict[str, tuple[str, ...]]:
+    """Returns the keys in `Result.values` that are shown, or whose mean is, by heading."""
+    protocol = protocol_of(result.config)
+    if protocol.task == "generation":
+        return generation.columns(result.rows, protocol)
+    return {name: (name,) for name in protocol.evaluations}
 
 
 def network_tables(networks: Sequence[Network], title: str) -> list[Table]:
@@ -67,7 +82,7 @@ def network_tables(networks: Sequence[Network], title: str) -> list[Table]:
         title: Heading of the first table.
     """
     leading, _ = leaders(networks)
-    rows = {title: list(map(network_row, networks)), leader_title(): leading}
+    rows = {title: list(map(network_row, networks)), leader_title(networks): leading}
     return [_terminal_table(heading, list(map(_narrow, cells))) for heading, cells in rows.items() if cells]
 
 
@@ -78,45 +93,56 @@ def protocol_of(config: RunConfig) -> Protocol:
 
 def network_row(network: Network) -> dict[str, str]:
     """Returns the cells of a network: its tests beside the article's figures, seeds and budget."""
-    protocol = protocol_of(network.config)
-    article = article_figures(network.config, protocol, network.config.dataset)
+    article = article_figures(network.config, protocol_of(network.config), network.config.dataset)
     row = {"network": network.name}
-    for name in protocol.evaluations:
-        row[name] = _mean(network, name)
-        row[f"{name}{_ARTICLE}"] = f"{article[name]:.4f}" if name in article else "-"
+    for name, keys in _columns(network.results[0]).items():
+        row[name] = _mean(network, *keys)
+        row[f"{name}{_ARTICLE}"] = f"{article[keys[0]]:.4f}" if keys[0] in article else "-"
     return row | _budget_cells(network)
 
 
-def leader_title() -> str:
+def leader_title(networks: Sequence[Network]) -> str:
     """Returns the heading of the leaderboard."""
+    if protocol_of(networks[0].config).task == "generation":
+        return "Leaderboard: error of the restricted classes outside their range"
     return f"Leaderboard: Pinv, of networks with a Ptest of at least {summary.PTEST_TO_LEAD}"
 
 
 def leaders(networks: Sequence[Network]) -> tuple[list[dict[str, str]], list[str]]:
     """Returns the rows of the leaderboard, and who is not on it; nothing if there are no such tests."""
-    if not {"Ptest", "Pinv"} <= set(protocol_of(networks[0].config).evaluations):
-        return [], []
-    able, below = summary.leaderboard(networks)
-    rows = [
-        {
-            "place": str(place),
-            "network": network.name,
-            "Pinv": _mean(network, "Pinv"),
-            "Ptest": _mean(network, "Ptest"),
-            **_budget_cells(network),
+    protocol = protocol_of(networks[0].config)
+    below: list[Network] = []
+    if protocol.task == "generation":
+        labels = list(map(str, protocol.restricted_classes))
+        columns = {
+            name: tuple(results.key(f"{name}_mse", label) for label in labels)
+            for name in ("outside", "inside")
         }
+        able = summary.by_error(networks, columns["outside"]) if labels else []
+    else:
+        columns = {name: (name,) for name in ("Pinv", "Ptest")}
+        able = []
+        if set(columns) <= set(protocol.evaluations):
+            able, below = summary.leaderboard(networks)
+    rows = [
+        {"place": str(place), "network": network.name}
+        | {name: _mean(network, *keys) for name, keys in columns.items()}
+        | _budget_cells(network)
         for place, network in enumerate(able, 1)
     ]
     return rows, [f"{network.name} (Ptest {_mean(network, 'Ptest')})" for network in below]
 
 
-def _mean(network: Network, metric: str) -> str:
-    spread = network.spread(metric)
-    return _number(network.mean(metric)) + ("" if math.isnan(spread) else f" ± {spread:.4f}")
+def _mean(network: Network, *keys: str) -> str:
+    spread = network.spread(*keys)
+    return _number(network.mean(*keys)) + ("" if math.isnan(spread) else f" ± {_number(spread)}")
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
+    if math.isnan(value):
+        return "-"
+    # Four digits would make nothing of an error below them.
+    return f"{value:.1e}" if 0 < value < 5e-5 else f"{value:.4f}"
 
 
 def _budget_cells(network: Network) -> dict[str, str]:
@@ -128,16 +154,17 @@ def _budget_cells(network: Network) -> dict[str, str]:
     }
 
 
-def run_row(result: Result, protocol: Protocol) -> dict[str, str]:
-    """Returns the cells of one run: its tests with their standard deviation over passes."""
+def run_row(result: Result) -> dict[str, str]:
+    """Returns the cells of one run: its tests, with their standard deviation over passes if there are any."""
     row = {"run": f"`{result.folder.name}`"}
-    for name in protocol.evaluations:
-        variance = result.values[f"{name}_variance"]
+    for name, keys in _columns(result).items():
+        variance = result.values.get(f"{keys[0]}_variance", math.nan)
         spread = "" if math.isnan(variance) else f" ± {variance**0.5:.4f}"
-        row[name] = _number(result.values[name]) + spread
+        row[name] = _number(result.values[list(keys)].mean()) + spread
+    passes = result.values.get("repeats", math.nan)
     return {
         **row,
-        "passes": f"{result.values['repeats']:.0f}",
+        "passes": "-" if math.isnan(passes) else f"{passes:.0f}",
         "images of the curve": str(result.config.evaluation.curve_images or "all"),
         "routing": ", ".join(result.rows.implementation.dropna().unique()) or "-",
     }

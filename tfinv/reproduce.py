@@ -34,7 +34,7 @@ def reproduce(
     """Reproduces.
 
     Args:
-        suite: Experiments to run: recognition.
+        suite: Experiments to run: recognition, imagination or generation.
         budget: smoke (minutes, figures mean nothing), cpu (a night or two on 2 cores) or article (a GPU).
         only: Rows of the suite; all if not given.
         seeds: Seeds of each row; the row's own if not given.

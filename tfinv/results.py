@@ -24,6 +24,9 @@ COLUMNS = (
     "value",
 )
 
+# Labels that stand for more than one class.
+_GROUPS = ("all", "restricted")
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -59,6 +62,18 @@ def to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Returns rows as a table, with the types that `read_csv` gives."""
     types = {"parameter": "float64", "in_training_range": "boolean", "value": "float64"}
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(types)
+
+
+def key(metric: str, label: str = "all") -> str:
+    """Returns the name of a metric in `whole`: with its class, if it is of a single one."""
+    return metric if label in _GROUPS else f"{metric}:{label}"
+
+
+def whole(rows: pd.DataFrame) -> pd.Series:
+    """Returns the values that are of no single parameter, by `key`."""
+    found = rows[rows.parameter.isna()]
+    names = [key(metric, label) for metric, label in zip(found.metric, found.label, strict=True)]
+    return pd.Series(found.value.to_numpy(), index=names)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tfinv import figures, report, runs, suites, summary
+from tfinv import figures, generation, report, runs, suites, summary
 from tfinv.config import RunConfig
 from tfinv.errors import UsageError
 from tfinv.files import replacing
@@ -15,20 +15,34 @@ _INTRODUCTION = """\
 # Results
 
 Made from the tables in `docs/results/`, one folder a run; do not edit by hand.
-`python scripts/reproduce.py recognition --publish docs` trains what is missing and adds its tables;
-`python scripts/render_results.py` makes this page from them.
+`python scripts/reproduce.py recognition --publish docs`, and the same with `imagination` or `generation`,
+trains what is missing and adds its tables; `python scripts/render_results.py` makes this page from them.
 
-A test's figure is the mean over passes of the whole test set with fresh random parameters, and where a
-network was trained with several seeds, the mean over these ± their standard deviation. A figure without ± is
-that of *one* training, whose spread is unknown. Where the budget is below the article's (300 epochs for
-CNNs), compare the character of a row, not its last digit.
+Where a network was trained with several seeds, a figure is the mean over these ± their standard deviation. A
+figure without ± is that of *one* training, whose spread is unknown. Where the budget is below the article's
+(300 epochs for CNNs, 214 for autoencoders), compare the character of a row, not its last digit.
 """
-_PER_RUN = """\
+_MEASURED = {
+    "recognition": """\
+A test's figure is the mean over passes of the whole test set with fresh random parameters.
+""",
+    "generation": """\
+The error of a class is the mean squared error of its rendered test images, pixels {} to {}, over the
+parameters of the sweep inside and outside the training range of that class; parameters at which resampling
+blurs nothing are left out. In the ratio no error counts less than {:.1e}, that of rounding pixels to the 256
+levels in which images are stored: below it a ratio compares roundings.
+""",
+}
+_PER_RUN = {
+    "recognition": """\
 ### Every run
 
 The figure behind ± is here the standard deviation *over passes* of one trained network: how far its test
 depends on the random parameters, not on the training.
-"""
+""",
+    "generation": "### Every run\n",
+}
+_PICTURES = (".gif", ".png")
 _TABLES = (runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE)
 
 
@@ -90,15 +104,17 @@ def _section(members: Sequence[Result], docs: Path) -> Iterator[str]:
     figures.save(figures.comparison(curves, protocol, _in_order(families)), docs / figure)
     leading, below = report.leaders(networks)
     yield f"## {name} on {dataset}{others}\n"
+    yield _MEASURED[protocol.task].format(*protocol.pixel_range, generation.resolution(protocol))
     yield _markdown(map(report.network_row, networks))
-    yield f"Chance is {1 / _num_classes(members[0]):.4g}.\n"
+    if protocol.task == "recognition":
+        yield f"Chance is {1 / _num_classes(members[0]):.4g}.\n"
     if leading or below:
-        yield f"### {report.leader_title()}\n"
+        yield f"### {report.leader_title(networks)}\n"
         yield _markdown(leading)
         yield f"Below that: {', '.join(below)}.\n" if below else ""
-    yield f"![Accuracy of the restricted classes against the parameter]({figure})\n"
-    yield _PER_RUN
-    yield _markdown(report.run_row(result, protocol) for network in networks for result in network.results)
+    yield f"![The restricted classes against the parameter]({figure})\n"
+    yield _PER_RUN[protocol.task]
+    yield _markdown(report.run_row(result) for network in networks for result in network.results)
     yield "### Commands and devices\n"
     yield _markdown(report.command_row(result) for network in networks for result in network.results)
     yield from (_pictures(result.folder) for network in networks for result in network.results)
@@ -119,7 +135,7 @@ def _in_order(families: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pictures(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*.png"))
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in _PICTURES)
     pictures = [f"![{Path(name).stem} of {folder.name}](results/{folder.name}/{name})\n" for name in names]
     return "\n".join([f"### {folder.name}\n", *pictures]) if pictures else ""
 
@@ -128,5 +144,6 @@ def _markdown(rows: Iterable[dict[str, str]]) -> str:
     rows = list(rows)
     if not rows:
         return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([row[key] for key in rows[0]] for row in rows)]
+    keys = [key for key in rows[0] if any(row[key] != "-" for row in rows)]  # the article's, if it has any
+    lines = [keys, ["---"] * len(keys), *([row[key] for key in keys] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

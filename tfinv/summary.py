@@ -34,8 +34,8 @@ class Result:
 
     @cached_property
     def values(self) -> pd.Series:
-        """The value of each test, its variance over passes, and the number of passes, by metric."""
-        return self.rows[self.rows.parameter.isna()].set_index("metric").value
+        """The value of each test, its variance over passes, and the number of passes; see `results.whole`."""
+        return results.whole(self.rows)
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ class Network:
         """Epochs of training."""
         return self.config.training.epochs
 
-    def mean(self, metric: str) -> float:
-        """Returns the mean over seeds."""
-        return float(self._values(metric).mean())
+    def mean(self, *metrics: str) -> float:
+        """Returns the mean over seeds, of several metrics that of their mean."""
+        return float(self._values(metrics).mean())
 
-    def spread(self, metric: str) -> float:
-        """Returns the standard deviation over seeds, with n - 1; NaN for a single one."""
-        return float(self._values(metric).std(ddof=1))
+    def spread(self, *metrics: str) -> float:
+        """Returns the standard deviation over seeds of what `mean` averages, with n - 1; NaN for one seed."""
+        return float(self._values(metrics).std(ddof=1))
 
-    def _values(self, metric: str) -> pd.Series:
-        return pd.Series([result.values[metric] for result in self.results])
+    def _values(self, metrics: tuple[str, ...]) -> pd.Series:
+        return pd.Series([result.values[list(metrics)].mean() for result in self.results])
 
 
 def read(folder: Path) -> list[Result]:
@@ -129,3 +129,8 @@ def leaderboard(found: Sequence[Network]) -> tuple[list[Network], list[Network]]
     able = [network for network in found if network.mean("Ptest") >= PTEST_TO_LEAD]
     others = [network for network in found if network not in able]
     return sorted(able, key=lambda network: -network.mean("Pinv")), others
+
+
+def by_error(found: Sequence[Network], errors: Sequence[str]) -> list[Network]:
+    """Returns the networks by the mean of some metrics, the smallest first."""
+    return sorted(found, key=lambda network: network.mean(*errors))

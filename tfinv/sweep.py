@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tfinv import catalogue, results, runs
 from tfinv.catalogue import Catalogue, Entry
 from tfinv.config import RunConfig, to_json
-from tfinv.report import protocol_of
+from tfinv.report import headline
 from tfinv.summary import Result
 
 LOG = "log.txt"
@@ -192,5 +192,4 @@ def _end(process: subprocess.Popen) -> None:
 
 def _figures(entry: Entry) -> str:
     rows = results.read_csv(entry.directory / runs.INVARIANCE)
-    values = Result(entry.directory, entry.config, rows).values
-    return ", ".join(f"{name} {values[name]:.4f}" for name in protocol_of(entry.config).evaluations)
+    return headline(Result(entry.directory, entry.config, rows))

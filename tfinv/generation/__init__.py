@@ -1,19 +1,21 @@
 """What is asked of a generator: its error by class and parameter, as table, figures and animation."""
 
 from tfinv.generation.animation import save_animation
-from tfinv.generation.errors import Renderer, evaluate_generation, is_generator, summarise
+from tfinv.generation.errors import Renderer, evaluate_generation, is_generator, resolution, summarise
 from tfinv.generation.export import export_generator
 from tfinv.generation.figures import error_against_parameter, panel, training_curve
-from tfinv.generation.report import error_table
+from tfinv.generation.report import columns, error_table
 
 __all__ = [
     "Renderer",
+    "columns",
     "error_against_parameter",
     "error_table",
     "evaluate_generation",
     "export_generator",
     "is_generator",
     "panel",
+    "resolution",
     "save_animation",
     "summarise",
     "training_curve",

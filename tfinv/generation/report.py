@@ -1,9 +1,10 @@
-"""The table of a generator's errors, for the terminal."""
+"""The table of a generator's errors, for the terminal, and what a table of several has."""
 
 import pandas as pd
 from rich.table import Table
 
 from tfinv.data import Protocol
+from tfinv.results import key
 
 _COLUMNS = {
     "inside_mse": "inside",
@@ -38,3 +39,27 @@ def error_table(rows: pd.DataFrame, protocol: Protocol, title: str) -> Table:
         )
         table.add_row(str(label), *numbers)
     return table
+
+
+def columns(rows: pd.DataFrame, protocol: Protocol) -> dict[str, tuple[str, ...]]:
+    """Returns what a table of networks has of each, as `results.key` names it, by the heading of the column.
+
+    Args:
+        rows: What `evaluate_generation` returned for one of them.
+        protocol: Its protocol.
+
+    Returns:
+        Of each restricted class the errors inside and outside its range and their ratio; of the others the
+        mean error; where the protocol holds a range out from all classes, the mean error there. What a
+        heading has more than one key for is the mean of these.
+    """
+    classes = rows[rows.metric == "inside_mse"].label.tolist()
+    restricted = [name for name in map(str, protocol.restricted_classes) if name in classes]
+    table: dict[str, tuple[str, ...]] = {}
+    for name in restricted:
+        for metric in ("inside_mse", "outside_mse", "outside_inside_ratio"):
+            table[f"{name} {_COLUMNS[metric]}"] = (key(metric, name),)
+    table["others"] = tuple(key("inside_mse", name) for name in classes if name not in restricted)
+    if protocol.held_out is not None:
+        table[_COLUMNS["held_out_mse"]] = tuple(key("held_out_mse", name) for name in classes)
+    return {heading: keys for heading, keys in table.items() if keys}

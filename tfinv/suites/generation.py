@@ -1,0 +1,49 @@
+"""Networks that render what they were never shown: the article's, its authors' later ones, ours."""
+
+from typing import Any
+
+from tfinv import models
+from tfinv.suites._experiment import Experiment
+
+_PICTURES = ("animation.gif", "errors.png", "panel.png")
+
+_AUTOENCODER = ("autoencoder", "article", "Autoencoders")
+_HYPERNET = ("hypernet", "address", "HyperNets")
+_CAPSULES = ("generative_capsules", "continuous", "Generative capsules")
+_ADDRESSES = ("address_generator", "shift", "Addresses")
+_ROTATED = (
+    _AUTOENCODER,
+    ("hypernet", "basic", "HyperNets"),
+    ("hypernet", "convolutional", "HyperNets"),
+    _HYPERNET,
+    ("generative_capsules", "addressed", "Generative capsules"),
+    _CAPSULES,
+    ("generative_capsules", "digits", "Generative capsules"),
+    ("address_generator", "quick", "Addresses"),
+)
+_SHIFTED = (_AUTOENCODER, _HYPERNET, _CAPSULES, _ADDRESSES)
+_CPU: dict[str, dict[str, Any]] = {
+    "autoencoder": {"epochs": 30, "decay_rate": 0.9, "decay_steps": None},
+}
+
+
+def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str, str, str]) -> Experiment:
+    model, preset, family = network
+    changes = {} if protocol == models.default_run(model, preset).protocol else {"protocol": protocol}
+    return Experiment(
+        model,
+        preset,
+        family,
+        _CPU.get(model, {}),
+        {"grid_step": smoke_step},
+        changes,
+        pictures=_PICTURES,
+        suffix=suffix,
+    )
+
+
+ROWS = (
+    *(_rendering("rotate-49", "", 45.0, network) for network in _ROTATED),
+    *(_rendering("shift-49", "-shift", 5.0, network) for network in _SHIFTED),
+    *(_rendering("shift-unseen", "-unseen", 5.0, network) for network in _SHIFTED),
+)

@@ -1,0 +1,53 @@
+"""Every network of the article's table, in its order, and ours."""
+
+import dataclasses
+from typing import Any
+
+from tfinv import models
+from tfinv.suites._experiment import LITTLE, Experiment, cnn
+
+_FIGURES = ("reconstructions.png", "taken_for.png")
+_FEW_PASSES = {"repeats": 5, "curve_images": 1000}
+_EFFICIENT = {"epochs": 5, "batch_size": 100, "learning_rate": 2e-3, "decay_rate": 0.6, **_FEW_PASSES}
+_GIVEN = "Given the transformation"
+
+
+def _pool(preset: str) -> Experiment:
+    # Convolutions of stride 1: an epoch costs several of the others'.
+    budget = {"epochs": 5, "learning_rate": 1e-3, "decay_rate": 0.5, "decay_steps": None}
+    # And 100 million weights, which take longer to store than a smoke run takes otherwise.
+    narrow = dataclasses.replace(models.get_preset("cnn", preset).model, dense_units=32)
+    return Experiment("cnn", preset, "CNN with pooling of stride 1", budget, smoke={"model": narrow})
+
+
+def _imagined(how: str, **changes: Any) -> Experiment:
+    changes = {"imagination": how, **changes}
+    seeds = (0, 1, 2)
+    return cnn(
+        "cnn_bn_00", "Imagination", changes=changes, smoke=LITTLE, seeds=seeds, pictures=("taken_for.png",)
+    )
+
+
+ROWS = (
+    cnn("cnn_00", "CNN"),
+    cnn("cnn_01", "CNN"),
+    cnn("cnn_02", "CNN"),
+    cnn("cnn_dropout_00", "CNN with dropout"),
+    cnn("cnn_dropout_01", "CNN with dropout"),
+    cnn("cnn_bn_00", "CNN with batch normalisation", pictures=("taken_for.png",)),
+    cnn("cnn_bn_01", "CNN with batch normalisation"),
+    cnn("cnn_bn_02", "CNN with batch normalisation"),
+    _pool("cnn_pool_00"),
+    _pool("cnn_pool_01"),
+    _pool("cnn_pool_02"),
+    Experiment("capsnet", "article", "Capsules", {"epochs": 3, **_FEW_PASSES}, pictures=_FIGURES),
+    Experiment("em_capsnet", "article", "Capsules", {"epochs": 5, **_FEW_PASSES}, pictures=_FIGURES),
+    Experiment("efficient_capsnet", "efficient_capsnet", "Capsules", _EFFICIENT, pictures=_FIGURES),
+    Experiment("stn_cnn", "stn_cnn", _GIVEN),
+    Experiment("group_cnn", "group_cnn_c4", _GIVEN),
+    Experiment("group_cnn", "group_cnn_c8", _GIVEN),
+    _imagined("operators"),
+    _imagined("address"),
+    _imagined("address", learned_from="moments"),
+    _imagined("true"),
+)
