@@ -222,9 +222,9 @@ def test_what_is_done_stays_what_stopped_goes_on_what_fails_is_reported(
     code, text = reproduce()
     diverging, long, short = map(row, ("cnn_00", "cnn_01", "cnn_bn_00"))
     assert code == 1 and len(workers) == 3, text
-    assert "FAILED: cnn_00 s0 (exit code 2)" in text and "diverged in epoch" in text
-    assert "FAILED: cnn_01 s0 (killed by SIGKILL)" in text and "2 failed" in text
-    assert "[3/3] cnn_bn_00 s0 done: Ptest" in text
+    assert "FAILED: cnn_00 digits s0 (exit code 2)" in text and "diverged in epoch" in text
+    assert "FAILED: cnn_01 digits s0 (killed by SIGKILL)" in text and "2 failed" in text
+    assert "[3/3] cnn_bn_00 digits s0 done: Ptest" in text
     log = address(tmp_path / "out", diverging).parent / sweep.LOG
     assert str(log) in text and "diverged" in log.read_text()
     page = tmp_path / "out" / "tiny-cpu" / "results.md"
@@ -242,7 +242,7 @@ def test_what_is_done_stays_what_stopped_goes_on_what_fails_is_reported(
     monkeypatch.setattr(sweep._Display, "show", show)
     code, text = reproduce("--only", "cnn_bn_00", "cnn_01")
     assert code == 0 and len(workers) == 4, text
-    assert "2 runs, 1 of them done" in text and "[2/2] cnn_01 s0 done" in text
+    assert "2 runs, 1 of them done" in text and "[2/2] cnn_01 digits s0 done" in text
     after = pd.read_csv(history)
     kept = len(before) - 1  # killed between history and checkpoint, it loses that one epoch
     assert len(after) == LONG and after.seconds[:kept].tolist() == before.seconds[:kept].tolist()

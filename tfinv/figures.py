@@ -101,7 +101,7 @@ def comparison(
                 curve.mean(axis=1),
                 **style,
                 markersize=3.5,
-                markevery=(2 * index, 7),
+                markevery=(2 * index, max(len(curve) // 10, 1)),
                 linewidth=1.5,
                 label=name,
             )

@@ -134,15 +134,17 @@ def leaders(networks: Sequence[Network]) -> tuple[list[dict[str, str]], list[str
 
 
 def _mean(network: Network, *keys: str) -> str:
-    spread = network.spread(*keys)
-    return _number(network.mean(*keys)) + ("" if math.isnan(spread) else f" ± {_number(spread)}")
+    mean, spread = network.mean(*keys), network.spread(*keys)
+    return _number(mean) + ("" if math.isnan(spread) else f" ± {spread:{_format(mean)}}")
 
 
 def _number(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    # Four digits would make nothing of an error below them.
-    return f"{value:.1e}" if 0 < value < 5e-5 else f"{value:.4f}"
+    return "-" if math.isnan(value) else f"{value:{_format(value)}}"
+
+
+def _format(value: float) -> str:
+    """Returns the format of a figure and its spread: four digits, unless they make nothing of an error."""
+    return ".1e" if 0 < value < 5e-5 else ".4f"
 
 
 def _budget_cells(network: Network) -> dict[str, str]:

@@ -123,8 +123,9 @@ def _report(rows: Sequence[Experiment], entries: Sequence[Entry], docs: Path, co
         return
     results_page.render_results(docs)
     found = [result for result in summary.read(docs / "results") if result.folder in finished]
-    for table in report.network_tables(summary.networks(found), "Networks"):
-        console.print(table)
+    for heading, members in results_page.sections(found).items():
+        for table in report.network_tables(summary.networks(members), heading):
+            console.print(table)
     console.print(f"Written: {docs / 'results.md'}", highlight=False, soft_wrap=True)
 
 

@@ -81,29 +81,42 @@ def render_results(docs: Path) -> None:
     found = summary.read(docs / "results")
     if not found:
         raise UsageError(f"No runs in {docs / 'results'}. Copy the tables of finished runs there.")
-    groups: dict[tuple, list[Result]] = {}
-    for result in found:
-        groups.setdefault(_section_of(result.config), []).append(result)
-    ordered = sorted(groups, key=lambda key: (key[-1], key[0] != "mnist", str(key)))
-    text = [_INTRODUCTION, *(part for key in ordered for part in _section(groups[key], docs))]
+    text = [
+        _INTRODUCTION,
+        *(part for members in sections(found).values() for part in _section(members, docs)),
+    ]
     docs.mkdir(parents=True, exist_ok=True)
     with replacing(docs / "results.md") as partial:
         partial.write_text("\n".join(filter(None, text)))
 
 
+def sections(found: Iterable[Result]) -> dict[str, list[Result]]:
+    """Returns the runs that stand beside each other in tables, by the heading of these."""
+    groups: dict[tuple, list[Result]] = {}
+    for result in found:
+        groups.setdefault(_section_of(result.config), []).append(result)
+    ordered = sorted(groups, key=lambda key: (key[-1], key[0] != "mnist", str(key)))
+    return {_heading(key): groups[key] for key in ordered}
+
+
+def _heading(section: tuple) -> str:
+    dataset, protocol, restricted, _, title = section
+    others = "" if restricted is None else f", restricted classes {', '.join(map(str, restricted))}"
+    return f"{protocol} on {dataset}{others}" + (f": {title}" if title else "")
+
+
 def _section(members: Sequence[Result], docs: Path) -> Iterator[str]:
     """Yields the parts of results.md on one dataset, protocol and choice of classes."""
-    dataset, name, restricted, _, title = _section_of(members[0].config)
+    section = _section_of(members[0].config)
+    dataset, name, restricted, _, title = section
     protocol, networks = report.protocol_of(members[0].config), summary.networks(members)
-    others = "" if restricted is None else f", restricted classes {', '.join(map(str, restricted))}"
-    others += f": {title}" if title else ""
     stem = "-".join([name, Path(dataset).stem, *map(str, restricted or ()), *title.split()])
     figure = Path("figures") / f"{stem}.png"
     families = {network.name: suites.place_of(network.config)[2] for network in networks}
     curves = {network.name: [result.rows for result in network.results] for network in networks}
     figures.save(figures.comparison(curves, protocol, _in_order(families)), docs / figure)
     leading, below = report.leaders(networks)
-    yield f"## {name} on {dataset}{others}\n"
+    yield f"## {_heading(section)}\n"
     yield _MEASURED[protocol.task].format(*protocol.pixel_range, generation.resolution(protocol))
     yield _markdown(map(report.network_row, networks))
     if protocol.task == "recognition":

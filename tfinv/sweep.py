@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfinv import catalogue, results, runs
+from tfinv import catalogue, models, results, runs
 from tfinv.catalogue import Catalogue, Entry
-from tfinv.config import RunConfig, to_json
+from tfinv.config import DEFAULT_PROTOCOLS, RunConfig, to_json
 from tfinv.report import headline
 from tfinv.summary import Result
 
@@ -43,7 +43,10 @@ class Failure:
 
 def name_of(config: RunConfig) -> str:
     """Returns what a run is called in a sweep."""
-    return f"{config.label} s{config.seed}"
+    usual = DEFAULT_PROTOCOLS[models.task_of(config.model_name)], "mnist"
+    given = (config.protocol, Path(config.dataset).stem)
+    unusual = [name for name, expected in zip(given, usual, strict=True) if name != expected]
+    return " ".join([config.label, *unusual, f"s{config.seed}"])
 
 
 def sweep(
