@@ -2,6 +2,7 @@
 
     python scripts/train_hypernet.py                                    # addresses, narrower, for 2 cores
     python scripts/train_hypernet.py --preset basic --protocol shift-49
+    python scripts/train_hypernet.py --preset compensation              # back to upright, by an unknown angle
 
 4 and 9 are shown within 45 degrees of upright only. The run directory saved_models/<run> gets the model, its
 history, invariance.csv with the error of each digit at each angle, figures, an animation and a SavedModel.

@@ -49,6 +49,28 @@ def only(rows, metric):
 # Numbers
 
 
+def test_upright_asks_for_the_image_that_was_turned(digits):
+    protocol = PROTOCOLS["upright-49"]
+    turned = []
+
+    def unmoved(images):
+        turned.append(images)
+        return images
+
+    rows = evaluate_generation(unmoved, protocol, 90.0, digits)
+    errors = rows[rows.metric == "mse"].groupby("parameter").value.mean()
+    assert errors[0.0] == 0 and errors[90.0] > 0.05, "what stays turned is wrong but at 0 degrees"
+    raw = tf.constant(digits.x_test)
+    angle = tf.repeat(-180.0, len(raw))
+    np.testing.assert_allclose(turned[1][: len(raw)], render(ROTATE, raw, angle), atol=1e-6)
+    figure = generation.panel(
+        unmoved, select(protocol, digits, "test"), protocol, rotation.grid(90.0), images=1
+    )
+    assert figure.axes[0].get_ylabel().endswith("given")
+    upper, lower = (figure.axes[row * 4].images[0].get_array() for row in (0, 1))
+    np.testing.assert_array_equal(upper, lower)
+
+
 def test_perfect_model_has_no_error(digits):
     rows = evaluate_generation(perfect, ROTATE, 30.0, digits)
     assert rows[rows.metric == "mse"].value.max() < 1e-10
@@ -256,3 +278,33 @@ def test_run_from_the_command_line_and_its_evaluation(trained, digits_npz, tmp_p
         with pytest.raises(SystemExit):
             cli.evaluate("Evaluates.", [str(trained), "--protocol", protocol])
         assert ("for generation" if protocol == "rotate-34" else "another size") in capsys.readouterr().err
+
+
+def test_compensation_from_the_command_line(digits_npz, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "make_deterministic", keras.utils.set_random_seed)
+    arguments = ["--dataset", digits_npz, "--output", tmp_path, "--epochs", 1, "--batch-size", 16]
+    arguments += ["--preset", "compensation", "--filters", 4, 4, "--grid-step", 60, "--limit", 40]
+    cli.train("hypernet", "quick", "Trains.", list(map(str, arguments)))
+    directory = tmp_path / "hypernet_compensation-digits-upright-49-s0"
+    stored = pd.read_csv(directory / runs.INVARIANCE)
+    table = experiment.evaluate(directory / runs.EXPORT, settings=EvaluationConfig(grid_step=60), limit=40)
+    np.testing.assert_allclose(table.value, stored.value, rtol=1e-4)
+    for given, message in (
+        (
+            ["autoencoder", "--protocol", "upright-49"],
+            "of images alone. Received: one with the inputs image, code",
+        ),
+        (
+            ["hypernet", "--preset", "compensation", "--protocol", "rotate-49"],
+            "that takes a code. Received: one with the inputs image",
+        ),
+        (["hypernet", "--preset", "compensation", "--images-per-code", "2"], "Expected images_per_code=1"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.train(
+                given[0],
+                "quick",
+                "Trains.",
+                [*given[1:], "--dataset", str(digits_npz), "--output", str(tmp_path)],
+            )
+        assert message in capsys.readouterr().err

@@ -94,7 +94,18 @@ def check(config: RunConfig, protocol: Protocol, image_shape: tuple[int, int, in
             "Codes are for generation. Expected images_per_code=1 for a network that recognises. "
             f"Received: images_per_code={config.training.images_per_code}"
         )
-    build_model(config, protocol, image_shape, num_classes)
+    model = build_model(config, protocol, image_shape, num_classes)
+    if task == "generation" and protocol.upright != ("code" not in model.input):
+        fitting = "of images alone" if protocol.upright else "that takes a code"
+        raise UsageError(
+            f"{config.label} does not get what it needs under protocol {protocol.name}. Expected a network "
+            f"{fitting}. Received: one with the inputs {', '.join(model.input)}"
+        )
+    if protocol.upright and config.training.images_per_code != 1:
+        raise UsageError(
+            "No network is told a code under this protocol. Expected images_per_code=1. "
+            f"Received: images_per_code={config.training.images_per_code}"
+        )
     if config.training.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UsageError("TensorBoard is not installed: pip install 'tfinv[tensorboard]'")
 

@@ -11,7 +11,9 @@ from tfinv.data.protocol import Range
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 
-GENERATION = [name for name, protocol in PROTOCOLS.items() if protocol.task == "generation"]
+GENERATION = [
+    name for name, protocol in PROTOCOLS.items() if protocol.task == "generation" and not protocol.upright
+]
 
 
 def collect(stream):
@@ -123,3 +125,12 @@ def test_groups_are_filled_up_and_share_a_range():
 def test_bad_names_are_named():
     with pytest.raises(UsageError, match="Received: protocol=rotate-94"):
         make_pairs("rotate-94", "train", 8, 0, numbered())
+
+
+def test_upright_is_rotation_reversed_and_tells_no_parameter():
+    forth = make_pairs("rotate-49", "train", 24, 3, numbered(), epochs=2)
+    back = make_pairs("upright-49", "train", 24, 3, numbered(), epochs=2)
+    for (given, wanted), (inputs, targets) in zip(back, forth, strict=True):
+        assert set(given) == {"image"}
+        np.testing.assert_array_equal(given["image"], targets["image"])
+        np.testing.assert_array_equal(wanted["image"], inputs["image"])

@@ -42,7 +42,8 @@ def make_pairs(
 
     Returns:
         A dataset of ({"image": [B, H, W, C], "code": [G, CODE_SIZE]}, {"image": [B, H', W', C]}), float32 in
-        the protocol's pixel range, with B = G * images_per_code, of known cardinality.
+        the protocol's pixel range, with B = G * images_per_code, of known cardinality. Of ({"image":
+        transformed}, {"image": upright}) under a protocol that asks for upright images.
 
     Raises:
         UsageError: If a name is unknown or the classes do not fit the dataset.
@@ -72,7 +73,10 @@ def pairs(
     def load(indices, parameters):
         raw = tf.gather(images, indices)
         target = render(protocol, raw, tf.repeat(parameters, images_per_code, axis=0))
-        return {"image": scale_pixels(protocol, raw), "code": code(parameters)}, {"image": target}
+        upright = scale_pixels(protocol, raw)
+        if protocol.upright:
+            return {"image": target}, {"image": upright}
+        return {"image": upright, "code": code(parameters)}, {"image": target}
 
     arguments = (protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream)
     drawn = draws(*arguments) if images_per_code == 1 else _group_draws(*arguments, images_per_code)

@@ -64,6 +64,8 @@ class Protocol:
         evaluations: Tests by name of their metric.
         pixel_range: Values of a black and of a white pixel.
         task: "recognition" of the transformed image, or its "generation" from the image and the parameter.
+        upright: Generation reversed, also called compensation: the upright image is asked for, from the
+            transformed one, whose parameter nobody tells.
         margin: Pixels by which the transformed image exceeds the image on each side.
         held_out: Range of parameters that no class is ever shown; for parameters of several components, where
             all of them lie in it.
@@ -79,6 +81,7 @@ class Protocol:
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     pixel_range: tuple[float, float] = (0.0, 1.0)
     task: Task = "recognition"
+    upright: bool = False
     margin: int = 0
     held_out: Range | None = None
     grid_step: float = 5.0
@@ -202,6 +205,16 @@ def select(
     )
 
 
+_ROTATE_49 = Protocol(
+    name="rotate-49",
+    transformation="rotation",
+    free=Range(-180, 180),
+    restricted_classes=(4, 9),
+    restricted=Range(-45, 45),
+    pixel_range=(-1.0, 1.0),
+    task="generation",
+    grid_step=1.8,
+)
 _SHIFT_49 = Protocol(
     name="shift-49",
     transformation="shift",
@@ -246,16 +259,8 @@ PROTOCOLS: dict[str, Protocol] = {
                 "Pinv": Evaluation("restricted classes 4-6 to the right and down", "restricted", Range(4, 7)),
             },
         ),
-        Protocol(
-            name="rotate-49",
-            transformation="rotation",
-            free=Range(-180, 180),
-            restricted_classes=(4, 9),
-            restricted=Range(-45, 45),
-            pixel_range=(-1.0, 1.0),
-            task="generation",
-            grid_step=1.8,
-        ),
+        _ROTATE_49,
+        dataclasses.replace(_ROTATE_49, name="upright-49", upright=True),
         _SHIFT_49,
         # A corner of the space of shifts: right and down by 10 pixels or more.
         dataclasses.replace(_SHIFT_49, name="shift-unseen", held_out=Range(10, 20)),

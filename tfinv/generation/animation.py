@@ -13,7 +13,7 @@ from tfinv.data.transforms import get_transform
 from tfinv.figures import picture
 from tfinv.files import replacing
 from tfinv.generation.errors import Renderer, seen_in_training
-from tfinv.generation.figures import examples, expected_and_rendered
+from tfinv.generation.figures import beside_name, beside_rendered, examples
 
 
 def save_animation(
@@ -31,6 +31,7 @@ def save_animation(
     """
     transform, renderer = get_transform(protocol.transformation), Renderer(model, protocol)
     seen = seen_in_training(protocol, parameters, restricted=True)
+    names = beside_name(protocol), "rendered"
     places = [place for place in examples(split, 1) if split.restricted[place]]
     figure = Figure(figsize=(2.4, 1.15 * len(places) + 0.4))
     FigureCanvasAgg(figure)
@@ -45,8 +46,8 @@ def save_animation(
     with replacing(path) as partial, writer.saving(figure, str(partial), dpi=80):
         for parameter, inside in zip(parameters, seen, strict=True):
             for axes, place in zip(grid, places, strict=True):
-                pictures = expected_and_rendered(renderer, protocol, split.images[place], parameter)
-                for cell, image, name in zip(axes, pictures, ("expected", "rendered"), strict=True):
+                pictures = beside_rendered(renderer, split.images[place], parameter)
+                for cell, image, name in zip(axes, pictures, names, strict=True):
                     cell.clear()
                     picture(cell, image, protocol, bool(inside))
                     if cell in grid[0]:

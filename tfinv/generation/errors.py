@@ -23,7 +23,8 @@ class Renderer:
 
     Args:
         model: A generator of tfinv.models, a SavedModel of one, or any function that maps images [N, H, W, C]
-            in the protocol's pixel range and a code [1, E] to images [N, H', W', C] or a dict with "image".
+            in the protocol's pixel range and a code [1, E] to images [N, H', W', C] or a dict with "image";
+            under a protocol that asks for upright images, transformed images alone.
         protocol: Gives the transformation and the pixel range.
     """
 
@@ -36,35 +37,49 @@ class Renderer:
 
     def features(self, images: tf.Tensor) -> tf.Tensor:
         """Returns what `rendered` needs of images [N, H, W, C] (uint8, or in 0..1): [N, ...]."""
+        if self._protocol.upright:  # it is the parameter that makes what the model gets
+            return images
         scaled = scale_pixels(self._protocol, images)
         return self._parts[0](scaled, training=False) if self._parts else scaled
 
     def rendered(self, features: tf.Tensor, parameter: tf.Tensor) -> tf.Tensor:
         """Returns the images [N, H', W', C] under one parameter [*PARAMETER_SHAPE]."""
-        code = self._code(parameter[tf.newaxis])
-        if self._parts:
-            return self._parts[1]({"latent": features, "code": code}, training=False)
-        if isinstance(self._model, keras.Model):
-            images = self._model({"image": features, "code": code}, training=False)
-        elif hasattr(self._model, "tfinv_signature"):
-            images = self._model.tfinv_signature(image=features, code=code)
+        if self._protocol.upright:
+            inputs = {"image": self.transformed(features, parameter)}
         else:
-            images = self._model(features, code)
+            inputs = {"image": features, "code": self._code(parameter[tf.newaxis])}
+        if self._parts:
+            return self._parts[1]({"latent": features, "code": inputs["code"]}, training=False)
+        if isinstance(self._model, keras.Model):
+            images = self._model(inputs, training=False)
+        elif hasattr(self._model, "tfinv_signature"):
+            images = self._model.tfinv_signature(**inputs)
+        else:
+            images = self._model(*inputs.values())
         return images["image"] if isinstance(images, dict) else images
+
+    def transformed(self, images: tf.Tensor, parameter: tf.Tensor) -> tf.Tensor:
+        """Returns images [N, H, W, C] (uint8, or in 0..1) transformed by one parameter, [N, H', W', C]."""
+        return render(self._protocol, images, tf.repeat(parameter[tf.newaxis], tf.shape(images)[0], axis=0))
+
+    def expected(self, images: tf.Tensor, parameter: tf.Tensor) -> tf.Tensor:
+        """Returns what should be rendered of images [N, H, W, C] (uint8, or in 0..1): [N, H', W', C]."""
+        if self._protocol.upright:
+            return scale_pixels(self._protocol, images)
+        return self.transformed(images, parameter)
 
     def errors(self, images: tf.Tensor, features: tf.Tensor, parameter: tf.Tensor) -> tf.Tensor:
         """Returns the mean squared error over the pixels of each image [N], in the protocol's pixel range."""
-        parameters = tf.repeat(parameter[tf.newaxis], tf.shape(images)[0], axis=0)
-        difference = self.rendered(features, parameter) - render(self._protocol, images, parameters)
+        difference = self.rendered(features, parameter) - self.expected(images, parameter)
         return tf.reduce_mean(tf.square(difference), axis=(1, 2, 3))
 
 
 def is_generator(model: Any) -> bool:
     """Tells whether a loaded model is a generator, by its inputs."""
     if isinstance(model, keras.Model):
-        return isinstance(model.input, dict) and set(model.input) == {"image", "code"}
+        return isinstance(model.input, dict) and "image" in model.input
     signature = getattr(model, "tfinv_signature", None)
-    return signature is not None and "code" in signature.structured_input_signature[1]
+    return signature is not None and "image" in signature.structured_outputs
 
 
 def _parts_of(model: Any) -> tuple[keras.Model, keras.Model] | None:

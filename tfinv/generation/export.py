@@ -11,8 +11,8 @@ from tfinv.export import write_archive
 def export_generator(model: keras.Model, directory: Path) -> None:
     """Writes a SavedModel; an existing one is replaced only when the new one is complete.
 
-    Its endpoint generate maps `image` [N, H, W, C] and `code` [G, E], float32, to `image` [N, H', W', C], as
-    the model itself does, see tfinv.models.
+    Its endpoint generate maps `image` [N, H, W, C] and, unless the model takes images alone, `code` [G, E],
+    float32, to `image` [N, H', W', C], as the model itself does, see tfinv.models.
 
     Args:
         model: Generator.
@@ -26,10 +26,10 @@ def export_generator(model: keras.Model, directory: Path) -> None:
         for name, values in model.input.items()
     }
 
-    def generate(image, code):
-        return model({"image": image, "code": code}, training=False)
+    def generate(*values):
+        return model(dict(zip(specs, values, strict=True)), training=False)
 
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("generate", generate, input_signature=[specs["image"], specs["code"]])
+    archive.add_endpoint("generate", generate, input_signature=list(specs.values()))
     write_archive(archive, directory)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tfinv.data import Protocol, Split, render
+from tfinv.data import Protocol, Split
 from tfinv.data.transforms import get_transform
 from tfinv.figures import COLOURS, FREE, MARKERS, SHADE, full_turn, picture, title
 from tfinv.generation.errors import Renderer, seen_in_training
@@ -76,7 +76,7 @@ def _sweep(protocol: Protocol) -> str:
 
 
 def panel(model: Any, split: Split, protocol: Protocol, parameters: np.ndarray, images: int = 2) -> Figure:
-    """Draws expected images above rendered ones: of each restricted class, and of one that is free.
+    """Draws transformed images above rendered ones: of each restricted class, and of one that is free.
 
     Args:
         model: As for `Renderer`.
@@ -93,13 +93,13 @@ def panel(model: Any, split: Split, protocol: Protocol, parameters: np.ndarray, 
         seen = seen_in_training(protocol, parameters, bool(split.restricted[place]))
         name = split.class_names[split.labels[place]]
         for column, parameter in enumerate(parameters):
-            expected, rendered = expected_and_rendered(renderer, protocol, split.images[place], parameter)
+            first, rendered = beside_rendered(renderer, split.images[place], parameter)
             upper, lower = grid[2 * row, column], grid[2 * row + 1, column]
-            picture(upper, expected, protocol, seen[column])
+            picture(upper, first, protocol, seen[column])
             picture(lower, rendered, protocol, seen[column])
             if row == 0:
                 upper.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
-        grid[2 * row, 0].set_ylabel(f"{name}\nexpected", fontsize=8)
+        grid[2 * row, 0].set_ylabel(f"{name}\n{beside_name(protocol)}", fontsize=8)
         grid[2 * row + 1, 0].set_ylabel(f"{name}\nrendered", fontsize=8)
     figure.suptitle(
         f"{_sweep(protocol)}; framed in orange: never shown to the network of this class", fontsize=9
@@ -115,13 +115,18 @@ def examples(split: Split, count: int) -> list[int]:
     return [int(place) for places in (*restricted, np.flatnonzero(~split.restricted)[:1]) for place in places]
 
 
-def expected_and_rendered(
-    renderer: Renderer, protocol: Protocol, image: np.ndarray, parameter: np.ndarray
+def beside_rendered(
+    renderer: Renderer, image: np.ndarray, parameter: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image [H, W, C] transformed [H', W', C], and as a model renders it."""
+    """Returns an image [H, W, C] transformed [H', W', C], and what a model renders."""
     raw, parameter = tf.constant(image[np.newaxis]), tf.constant(parameter)
-    expected = render(protocol, raw, parameter[tf.newaxis])
-    return np.asarray(expected[0]), np.asarray(renderer.rendered(renderer.features(raw), parameter)[0])
+    rendered = renderer.rendered(renderer.features(raw), parameter)
+    return np.asarray(renderer.transformed(raw, parameter)[0]), np.asarray(rendered[0])
+
+
+def beside_name(protocol: Protocol) -> str:
+    """Returns what the transformed image beside the rendered one is: what is asked for, or what is given."""
+    return "given" if protocol.upright else "expected"
 
 
 def training_curve(history: pd.DataFrame) -> Figure:

@@ -19,7 +19,8 @@ For generation (a generator renders an image transformed):
 
     build(config, input_shape, output_shape, code_size)
                                     from {"image": [N, H, W, C], "code": [G, E]} to {"image": [N, H', W', C]},
-                                    pixels in the protocol's range, -1..1
+                                    pixels in the protocol's range, -1..1; without "code" for protocols that
+                                    ask for upright images and tell no parameter
 
 The code is what a network sees of the parameter of a transformation, see tfinv.data.transforms. G divides N:
 each code is that of N / G successive images, so that a network whose weights depend on the code makes them

@@ -190,6 +190,5 @@ PRESETS = {
         Config("convolutional", control_units=(64,), filters=(10, 20)), _SHARED, _EVALUATION
     ),
     "address": Preset(Config("address"), _TRAINING, _EVALUATION),
+    "compensation": Preset(Config("address", control="image"), _TRAINING, _EVALUATION, protocol="upright-49"),
 }
-# Not among the presets, for no protocol trains it yet: its contract is another one.
-COMPENSATION = Config("address", control="image")

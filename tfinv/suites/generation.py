@@ -44,6 +44,7 @@ def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str
 
 ROWS = (
     *(_rendering("rotate-49", "", 45.0, network) for network in _ROTATED),
+    _rendering("upright-49", "", 45.0, ("hypernet", "compensation", "Compensation")),
     *(_rendering("shift-49", "-shift", 5.0, network) for network in _SHIFTED),
     *(_rendering("shift-unseen", "-unseen", 5.0, network) for network in _SHIFTED),
 )
