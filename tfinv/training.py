@@ -96,10 +96,10 @@ def check(config: RunConfig, protocol: Protocol, image_shape: tuple[int, int, in
         )
     model = build_model(config, protocol, image_shape, num_classes)
     if task == "generation" and protocol.upright != ("code" not in model.input):
-        fitting = "of images alone" if protocol.upright else "that takes a code"
+        wanted = "of images alone" if protocol.upright else "that takes a code"
         raise UsageError(
             f"{config.label} does not get what it needs under protocol {protocol.name}. Expected a network "
-            f"{fitting}. Received: one with the inputs {', '.join(model.input)}"
+            f"{wanted}. Received: one with the inputs {', '.join(model.input)}"
         )
     if protocol.upright and config.training.images_per_code != 1:
         raise UsageError(
