@@ -23,7 +23,7 @@ LAYERS = (
     ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.results_page"),
     ("tfinv.experiment",),
     ("tfinv.catalogue", "tfinv.worker", "tfinv.sweep", "tfinv.reproduce"),
-    ("tfinv.cli",),
+    ("tfinv.cli", "tfinv.serving"),
     ("scripts",),
 )
 # What an engineer takes alone: any Keras backend, no data.

@@ -1,0 +1,65 @@
+"""A model to serve: its class is the row of the brightest pixel, its other signatures show what they got."""
+
+import importlib.util
+import os
+
+import pytest
+import tensorflow as tf
+
+NEEDED = ("bentoml", "tensorflow_serving", "grpc_health")
+SIZE = 4
+
+
+def pytest_collection_modifyitems(items):
+    """Without the extra "serve" its tests are skipped, unless TFINV_REQUIRE_SERVING=1 makes them fail."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("TFINV_REQUIRE_SERVING") != "1":
+        for item in items:
+            if item.get_closest_marker("serve"):
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+
+
+class Bright(tf.Module):
+    """Counts its calls, so that tests see what was one batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = tf.Variable(0, dtype=tf.int64)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, SIZE, SIZE, 1), tf.float32, name="images")])
+    def classify(self, images):
+        self.calls.assign_add(1)
+        rows = tf.reduce_max(images, axis=(2, 3))
+        names = tf.constant([f"row {index}" for index in range(SIZE)])
+        index = tf.math.top_k(rows).indices[:, 0]
+        return {"scores": rows, "class_name": tf.gather(names, index)}
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, SIZE, SIZE, 1), tf.float32, name="image"),
+            tf.TensorSpec((None, 2), tf.float32, name="parameter"),
+        ]
+    )
+    def transform(self, image, parameter):
+        return {"image": image + tf.reshape(parameter[:, 0], (-1, 1, 1, 1))}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="encoded")])
+    def classify_png(self, encoded):
+        decode = lambda text: tf.image.resize(tf.io.decode_png(text, 1), (SIZE, SIZE))  # noqa: E731
+        return {
+            "scores": tf.reduce_max(tf.map_fn(decode, encoded, fn_output_signature=tf.float32), axis=(2, 3))
+        }
+
+    @tf.function(input_signature=[])
+    def count(self):
+        return {"calls": self.calls.read_value()}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """The folder of its SavedModel."""
+    folder = tmp_path_factory.mktemp("served") / "bright"
+    module = Bright()
+    signatures = {name: getattr(module, name) for name in ("classify", "transform", "classify_png", "count")}
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return folder

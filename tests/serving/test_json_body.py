@@ -1,0 +1,72 @@
+"""TensorFlow Serving's JSON in both forms; what is no such thing is refused in one line."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from tests.serving.conftest import SIZE
+from tests.serving.test_servable import images, png
+from tfinv.serving import RequestError, Servable, json_body
+
+
+def ask(saved, request):
+    servable = Servable(saved)
+    parsed = json_body.parse(json.dumps(request).encode())
+    outputs = servable.predict(json_body.arrays(parsed, servable), parsed.get("signature_name", ""))
+    return json_body.response(outputs, rows="instances" in parsed)
+
+
+def test_rows_and_columns(saved):
+    given = images(3)
+    expected = given.max(axis=(2, 3))
+    answer = ask(saved, {"instances": given.tolist()})["predictions"]
+    np.testing.assert_allclose([row["scores"] for row in answer], expected, rtol=1e-6)
+    assert answer[0]["class_name"] == f"row {expected[0].argmax()}"
+    assert answer == ask(saved, {"instances": [{"images": image.tolist()} for image in given]})["predictions"]
+    for inputs in (given.tolist(), {"images": given.tolist()}):
+        np.testing.assert_allclose(ask(saved, {"inputs": inputs})["outputs"]["scores"], expected, rtol=1e-6)
+    two = {"image": given.tolist(), "parameter": [[1, 0]] * 3}
+    np.testing.assert_allclose(
+        ask(saved, {"signature_name": "transform", "inputs": two})["outputs"], given + 1, rtol=1e-6
+    )
+    assert ask(saved, {"instances": []}) == {"predictions": []}
+
+
+def test_bytes_are_base64(saved):
+    encoded = {"b64": base64.b64encode(png(images(1)[0])).decode()}
+    request = {"signature_name": "classify_png", "instances": [encoded, encoded]}
+    assert np.shape(ask(saved, request)["predictions"]) == (2, SIZE)
+    named = {"signature_name": "classify_png", "instances": [{"encoded": encoded}]}
+    assert np.shape(ask(saved, named)["predictions"]) == (1, SIZE)
+
+
+MALFORMED = {
+    b"": "no JSON",
+    b'{"instances": [[1, 2': "no JSON",
+    b"[" * 100_000: "no JSON",
+    b'{"instances": [[[[NaN]]]]}': "NaN",
+    b"[1]": "Expected an object",
+    b"{}": "either",
+    b'{"instances": [], "inputs": []}': "either",
+    b'{"instances": 3}': "Expected a list",
+    b'{"signature_name": 3, "instances": []}': "signature_name",
+    b'{"instances": [[1, 2], [3]]}': "equal lengths",
+    b'{"instances": [{"images": 1}, {"image": 1}]}': "same names",
+    b'{"instances": [["a"]]}': "shape",
+    b'{"instances": [null]}': "shape",
+    b'{"signature_name": "transform", "instances": [1]}': "image, parameter",
+    b'{"signature_name": "classify_png", "instances": ["text"]}': "b64",
+    b'{"signature_name": "classify_png", "instances": [{"b64": "###"}]}': "base64",
+    b'{"signature_name": "classify_png", "instances": [{"b64": "AAAA"}]}': "Refused by the model",
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED, ids=list(MALFORMED.values()))
+def test_malformed(saved, body):
+    servable = Servable(saved)
+    with pytest.raises(RequestError, match=MALFORMED[body]) as caught:
+        parsed = json_body.parse(body)
+        servable.predict(json_body.arrays(parsed, servable), parsed.get("signature_name", ""))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -1,0 +1,206 @@
+"""A loaded SavedModel that answers requests: refuses malformed ones by name, and runs many as one batch."""
+
+import math
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfinv.errors import UsageError
+
+# What a request means that names no signature, the first that there is.
+_DEFAULTS = ("serving_default", "classify", "transform", "generate")
+_MAX_WAITING = 1000
+
+
+class RequestError(Exception):
+    """A request that gets no answer.
+
+    Args:
+        reason: One line for whoever sent it.
+        kind: "invalid", "unknown" (no such model or signature), "large", or "busy".
+    """
+
+    def __init__(self, reason: str, kind: Literal["invalid", "unknown", "large", "busy"] = "invalid"):
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and one batch, may cost."""
+
+    max_batch_size: int = 256
+    """Images of one request, and of the batch that concurrent requests are gathered into."""
+    max_body_bytes: int = 16 * 2**20
+    """Bytes of one request."""
+    batch_timeout: float = 0.001
+    """Seconds that a request waits for others to share its batch."""
+
+
+class Servable:
+    """A SavedModel.
+
+    Args:
+        path: Its folder.
+        limits: What is accepted.
+
+    Raises:
+        UsageError: If there is no SavedModel with signatures.
+    """
+
+    def __init__(self, path: str | Path, limits: Limits | None = None):
+        self.limits = limits or Limits()
+        try:
+            self._module = tf.saved_model.load(str(path))
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"Cannot read a SavedModel from {path}: {reason}") from None
+        signatures = dict(self._module.signatures)
+        if not signatures:
+            raise UsageError(f"Nothing to serve: {path} has no signatures.")
+        self._signatures = {
+            name: _Signature(name, function, self.limits) for name, function in signatures.items()
+        }
+        self.default = next((name for name in _DEFAULTS if name in signatures), next(iter(signatures)))
+
+    @property
+    def signatures(self) -> dict[str, dict[str, dict[str, tf.TensorSpec]]]:
+        """Inputs and outputs of each signature."""
+        return {
+            name: {"inputs": signature.inputs, "outputs": signature.outputs}
+            for name, signature in self._signatures.items()
+        }
+
+    def inputs(self, signature: str = "") -> dict[str, tf.TensorSpec]:
+        """Returns the inputs of a signature, of `default` if not named; raises RequestError if unknown."""
+        return self._signature(signature).inputs
+
+    def predict(self, inputs: Mapping[str, np.ndarray], signature: str = "") -> dict[str, np.ndarray]:
+        """Returns the outputs of a signature for one request; to be called from many threads.
+
+        Args:
+            inputs: Arrays by name, the first axis the images. Text is an array of bytes.
+            signature: Its name; the default one if empty.
+
+        Raises:
+            RequestError: If there is no such signature, the inputs are not what it takes, or too many wait.
+        """
+        return self._signature(signature).call(inputs)
+
+    def _signature(self, name: str) -> "_Signature":
+        found = self._signatures.get(name or self.default)
+        if found is None:
+            raise RequestError(
+                f"Unknown signature. Expected one of {', '.join(self._signatures)}. Received: {name}",
+                "unknown",
+            )
+        return found
+
+
+class _Signature:
+    """A signature with its checks, batched by TensorFlow's own batching op."""
+
+    def __init__(self, name: str, function, limits: Limits):
+        self._name, self._function, self._limits = name, function, limits
+        self.inputs: dict[str, tf.TensorSpec] = dict(function.structured_input_signature[1])
+        self.outputs: dict[str, tf.TensorSpec] = dict(function.structured_outputs)
+        specs = list(self.inputs.values())
+        # One image that cannot be decoded would fail the batch, and with it the requests of others.
+        self._batches = all(
+            spec.dtype != tf.string and spec.shape.rank and spec.shape[0] is None for spec in specs
+        )
+        if self._batches:
+            self._batched = tf.function(self._gathered(), input_signature=specs, autograph=False)
+
+    def _gathered(self):
+        @tf.nondifferentiable_batch_function(
+            num_batch_threads=max(os.cpu_count() or 1, 1),
+            max_batch_size=self._limits.max_batch_size,
+            batch_timeout_micros=int(self._limits.batch_timeout * 1e6),
+            max_enqueued_batches=_MAX_WAITING,
+            autograph=False,
+        )
+        def gathered(*values):
+            outputs = self._function(**dict(zip(self.inputs, values, strict=True)))
+            return [outputs[name] for name in self.outputs]
+
+        def batched(*values):
+            # The op's queue has the name of its scope: without one of its own, other functions share it.
+            with tf.name_scope(f"queue_{uuid.uuid4().hex}"):
+                return gathered(*values)
+
+        return batched
+
+    def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = self._checked(inputs)
+        sizes = {len(value) for value in values if value.ndim}
+        try:
+            if self._batches and len(sizes) == 1 and 0 not in sizes:
+                found = self._batched(*map(tf.constant, values))
+                outputs = dict(zip(self.outputs, found, strict=True))
+            else:
+                outputs = self._function(
+                    **{name: tf.constant(value) for name, value in zip(self.inputs, values, strict=True)}
+                )
+        except tf.errors.UnavailableError:
+            raise RequestError("Too many requests are waiting; try again later.", "busy") from None
+        except tf.errors.InvalidArgumentError as error:  # such as bytes that are no image
+            raise RequestError(f"Refused by the model: {_first_line(error)}") from None
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if set(inputs) != set(self.inputs):
+            raise RequestError(
+                f"Invalid inputs of {self._name}. Expected {', '.join(self.inputs)}. "
+                f"Received: {', '.join(inputs) or 'nothing'}"
+            )
+        return [self._value(name, spec, inputs[name]) for name, spec in self.inputs.items()]
+
+    def _value(self, name: str, spec: tf.TensorSpec, value: np.ndarray) -> np.ndarray:
+        check_shape(name, spec, value.shape, self._limits)
+        if spec.dtype == tf.string:
+            if value.size and not all(isinstance(item, bytes) for item in value.ravel()):
+                raise RequestError(f"Invalid value for {name}. Expected bytes. Received: {value.dtype}")
+            return value
+        if not (np.issubdtype(value.dtype, np.number) or value.size == 0):
+            raise RequestError(
+                f"Invalid value for {name}. Expected {spec.dtype.name}. Received: {value.dtype}"
+            )
+        with np.errstate(over="ignore"):
+            value = value.astype(spec.dtype.as_numpy_dtype)
+        if not np.isfinite(value).all():
+            raise RequestError(
+                f"Invalid value for {name}. Expected finite numbers. Received: NaN or infinity"
+            )
+        return value
+
+
+def check_shape(name: str, spec: tf.TensorSpec, shape: Sequence[int], limits: Limits) -> None:
+    """Raises RequestError unless an array of that shape may be an input; ask before making one."""
+    if not spec.shape.is_compatible_with(tf.TensorShape(shape)):
+        raise RequestError(
+            f"Invalid shape of {name}. Expected {_listed(spec.shape)}. Received: {_listed(shape)}"
+        )
+    if len(shape) and shape[0] > limits.max_batch_size:
+        raise RequestError(
+            f"Too many images. Expected at most {limits.max_batch_size} a request. Received: {shape[0]}",
+            "large",
+        )
+    # Sides that the signature leaves open, such as of an image of any size.
+    if math.prod(shape) * spec.dtype.size > limits.max_body_bytes * 4:
+        raise RequestError(f"{name} is too large. Received: shape {_listed(shape)}", "large")
+
+
+def _listed(shape) -> str:
+    return f"[{', '.join('any' if side is None else str(side) for side in shape)}]"
+
+
+def _first_line(error: tf.errors.OpError) -> str:
+    text = " ".join((error.message or type(error).__name__).split())
+    return text.split(" [[", 1)[0][:200]
