@@ -15,7 +15,7 @@ LAYERS = (
     ("tfinv.data",),
     ("tfinv.ops",),
     ("tfinv.layers",),
-    ("tfinv.losses", "tfinv.models"),
+    ("tfinv.adversarial", "tfinv.losses", "tfinv.models"),
     ("tfinv.imagination",),
     ("tfinv.training",),
     ("tfinv.evaluation", "tfinv.export"),

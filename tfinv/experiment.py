@@ -34,6 +34,8 @@ from tfinv.results import Provenance
 # Inside and outside a +-45 degree range alike; columns of the reconstruction figure.
 _RECONSTRUCTION_COLUMNS = 12
 _DEFAULT_SETTINGS = EvaluationConfig(grid_step=None)
+# Latents drawn from a prior.
+_SAMPLES = 6
 # Frames of the animation, about.
 _FRAMES = 36
 # Points of a sweep that a smoke run keeps: every ninth.
@@ -91,6 +93,12 @@ def _run(config: RunConfig, protocol: Protocol, dataset: Dataset, test: Split, d
     results.write_csv(directory / runs.INVARIANCE, rows)
     _draw(rows, protocol, directory / runs.FIGURES, model, test)
     rendering = protocol.task == "generation"
+    prior = getattr(models.get_model(config.model_name), "PRIOR", None)
+    if prior is not None:
+        columns = _spread(protocol, protocol.grid_step, _RECONSTRUCTION_COLUMNS)
+        images = generation.prior_samples(model, protocol, columns, _SAMPLES, config.seed, prior)
+        figure = generation.samples_figure(images, protocol, columns)
+        figures.save(figure, directory / runs.FIGURES / "samples.png")
     if (directory / runs.HISTORY).is_file():
         history = pd.read_csv(directory / runs.HISTORY)
         curves = generation.training_curve(history) if rendering else figures.training_curves(history)

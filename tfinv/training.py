@@ -284,4 +284,5 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def _state(model: keras.Model) -> list[keras.Variable]:
-    return [*model.variables, *model.optimizer.variables]
+    optimizers = [model.optimizer, *getattr(model, "further_optimizers", ())]
+    return [*model.variables, *(variable for optimizer in optimizers for variable in optimizer.variables)]

@@ -5,6 +5,7 @@ from tfinv.generation.errors import Renderer, evaluate_generation, is_generator,
 from tfinv.generation.export import export_generator
 from tfinv.generation.figures import error_against_parameter, panel, training_curve
 from tfinv.generation.report import columns, error_table
+from tfinv.generation.samples import prior_samples, samples_figure
 
 __all__ = [
     "Renderer",
@@ -15,7 +16,9 @@ __all__ = [
     "export_generator",
     "is_generator",
     "panel",
+    "prior_samples",
     "resolution",
+    "samples_figure",
     "save_animation",
     "summarise",
     "training_curve",

@@ -8,11 +8,13 @@ from tfinv.suites._experiment import Experiment
 _PICTURES = ("animation.gif", "errors.png", "panel.png")
 
 _AUTOENCODER = ("autoencoder", "article", "Autoencoders")
+_ADVERSARIAL = ("adversarial_autoencoder", "article", "Autoencoders")
 _HYPERNET = ("hypernet", "address", "HyperNets")
 _CAPSULES = ("generative_capsules", "continuous", "Generative capsules")
 _ADDRESSES = ("address_generator", "shift", "Addresses")
 _ROTATED = (
     _AUTOENCODER,
+    _ADVERSARIAL,
     ("hypernet", "basic", "HyperNets"),
     ("hypernet", "convolutional", "HyperNets"),
     _HYPERNET,
@@ -21,10 +23,9 @@ _ROTATED = (
     ("generative_capsules", "digits", "Generative capsules"),
     ("address_generator", "quick", "Addresses"),
 )
-_SHIFTED = (_AUTOENCODER, _HYPERNET, _CAPSULES, _ADDRESSES)
-_CPU: dict[str, dict[str, Any]] = {
-    "autoencoder": {"epochs": 30, "decay_rate": 0.9, "decay_steps": None},
-}
+_SHIFTED = (_AUTOENCODER, _ADVERSARIAL, _HYPERNET, _CAPSULES, _ADDRESSES)
+_LONG = {"epochs": 30, "decay_rate": 0.9, "decay_steps": None}
+_CPU: dict[str, dict[str, Any]] = {"autoencoder": _LONG, "adversarial_autoencoder": _LONG}
 
 
 def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str, str, str]) -> Experiment:
