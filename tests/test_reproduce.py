@@ -91,14 +91,14 @@ def address(output, config):
 # The rows
 
 
-def test_recognition_has_every_network_of_the_article():
+def test_suites_have_every_network_of_the_article():
     measured = {
         (name, preset)
         for name in models.available()
         for preset, values in models.get_model(name).PRESETS.items()
         if values.article
     }
-    assert measured <= {(row.model, row.preset) for row in suites.SUITES["recognition"]}
+    assert measured <= {(row.model, row.preset) for rows in suites.SUITES.values() for row in rows}
 
 
 def test_names_are_unique_and_each_budget_is_a_run():

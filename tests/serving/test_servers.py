@@ -42,9 +42,8 @@ def started(saved, *arguments):
     try:
         yield process, port
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+        process.terminate()  # killed, it would leave the processes it started
+        process.wait(60)
 
 
 def ask(port, method, path, body=None):
