@@ -5,7 +5,7 @@ from typing import Any
 from tfinv import models
 from tfinv.suites._experiment import Experiment
 
-_PICTURES = ("animation.gif", "errors.png", "panel.png")
+_PICTURES = ("animation.gif", "panel.png")
 
 _AUTOENCODER = ("autoencoder", "article", "Autoencoders")
 _ADVERSARIAL = ("adversarial_autoencoder", "article", "Autoencoders")
