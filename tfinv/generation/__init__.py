@@ -2,7 +2,6 @@
 
 from tfinv.generation.animation import save_animation
 from tfinv.generation.errors import Renderer, evaluate_generation, is_generator, summarise
-from tfinv.generation.export import export_generator
 from tfinv.generation.figures import error_against_parameter, panel, training_curve
 from tfinv.generation.report import error_table
 
@@ -11,7 +10,6 @@ __all__ = [
     "error_against_parameter",
     "error_table",
     "evaluate_generation",
-    "export_generator",
     "is_generator",
     "panel",
     "save_animation",
