@@ -12,6 +12,7 @@ from tfinv.data import Protocol, get_protocol, load_dataset
 from tfinv.errors import UsageError
 from tfinv.evaluation import load_model
 from tfinv.export.generator import is_generator
+from tfinv.export.portable import functional
 from tfinv.export.saved_model import export_generator, export_saved_model
 from tfinv.export.to_litert import export_litert
 from tfinv.export.to_onnx import check_onnx, export_onnx
@@ -63,7 +64,7 @@ def export_model(
         check_writable(path.parent)
     if saved.exists() and not kept and not (saved / "saved_model.pb").is_file():
         raise UsageError(f"Not a SavedModel, so it is left alone: {saved}")
-    network = load_model(file)
+    network = functional(load_model(file))
     rendering = is_generator(network)
     chosen = _protocol(protocol, config) if rendering else None
     names = () if rendering else _class_names(network, class_names, config)

@@ -12,18 +12,25 @@ def portable(model: keras.Model, implementation: str = "reference") -> keras.Mod
     """Returns a model with the same weights that computes in float32 and routes by one implementation.
 
     Args:
-        model: Any model that can be made from its configuration.
+        model: Any functional or sequential model.
         implementation: "reference", which needs TensorFlow only, or "fused".
 
     Returns:
         A copy, or `model` itself if nothing is to be changed.
     """
-    return _copied(model, lambda values, of_tfinv: _single(_implemented(values, of_tfinv, implementation)))
+    return _copied(functional(model), lambda values, of_tfinv: _single(_implemented(values, of_tfinv, implementation)))
 
 
 def with_implementation(model: keras.Model, implementation: str) -> keras.Model:
     """Returns a model with the same weights whose tfinv layers run one implementation; as `portable`."""
     return _copied(model, lambda values, of_tfinv: _implemented(values, of_tfinv, implementation))
+
+
+def functional(model: keras.Model) -> keras.Model:
+    """Returns a sequential model as a functional one, which knows its inputs also when it was just loaded."""
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+    return model
 
 
 def chooses_implementation(model: keras.Model) -> bool:
