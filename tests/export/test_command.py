@@ -111,7 +111,7 @@ def test_bad_input_ends_in_one_line_and_costs_nothing(file, finished, failure, t
 # The fused op
 
 
-def test_fused_export_keeps_the_op_and_brings_its_library(fused, file, capsys):  # noqa: F811
+def test_fused_export_keeps_the_op_and_brings_its_library(fused, file, capsys):
     folder = file.parent / "fused"
     call(file, "--fused", "--output", folder)
     assert fused.library in capsys.readouterr().out
@@ -145,7 +145,7 @@ except UsageError as error:
 """
 
 
-def test_missing_library_is_named_in_one_line_with_the_remedy(fused, file):  # noqa: F811
+def test_missing_library_is_named_in_one_line_with_the_remedy(fused, file):
     folder = file.parent / "fused"
     call(file, "--fused", "--output", folder)
     environment = os.environ | ENVIRONMENT | {"TFINV_DISABLE_FUSED": "1", "PYTHONPATH": str(ROOT)}

@@ -25,7 +25,8 @@ import keras, numpy as np
 import tfinv.layers
 for folder in sys.argv[1:]:
     model = keras.models.load_model(folder + "/model.keras")
-    inputs = {name: keras.ops.convert_to_tensor(value) for name, value in np.load(folder + "/inputs.npz").items()}
+    stored = np.load(folder + "/inputs.npz")
+    inputs = {name: keras.ops.convert_to_tensor(stored[name]) for name in stored}
     outputs = model(inputs if len(inputs) > 1 else inputs["images"])
     np.savez(folder + "/outputs.npz", **{name: np.asarray(value) for name, value in outputs.items()})
 strangers = [name for name in sys.modules if name.startswith("tfinv.") and

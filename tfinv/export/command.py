@@ -95,9 +95,7 @@ def _protocol(name: str | None, config: RunConfig | None) -> Protocol:
     return get_protocol(name or config.protocol)  # type: ignore[union-attr]
 
 
-def _class_names(
-    network: keras.Model, given: tuple[str, ...], config: RunConfig | None
-) -> tuple[str, ...]:
+def _class_names(network: keras.Model, given: tuple[str, ...], config: RunConfig | None) -> tuple[str, ...]:
     outputs = network.output if isinstance(network.output, dict) else {"scores": network.output}
     scores = outputs.get("scores")
     if scores is None or isinstance(scores, (list, tuple)) or len(scores.shape) != 2:

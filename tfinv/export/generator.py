@@ -13,8 +13,8 @@ def generator_endpoints(model: keras.Model, protocol: Protocol) -> dict[str, End
     """Returns the endpoints of a SavedModel, each for any number of images N, also none.
 
         transform: "image" [N, H, W, C], float32 in 0..1, and "parameter" [G, *PARAMETER_SHAPE] in the
-            transformation's own unit (degrees, pixels), each that of N / G successive images, to "transformed"
-            [N, H', W', C] in 0..1.
+            transformation's own unit (degrees, pixels), each that of N / G successive images, to
+            "transformed" [N, H', W', C] in 0..1.
         generate: the network itself, from "image" in the protocol's pixel range and "code" [G, E] to "image".
 
     A network that reads the code off the image itself (see tfinv.models.hypernet) has no input "code", and

@@ -57,6 +57,6 @@ def _load_library(directory: Path, found: list[str]) -> None:
             reason = f"{reason} {copy.name}: {(error.message or '').splitlines()[0]}"
     raise UsageError(
         f"{directory} contains fused ops ({', '.join(found)}), and there is no library for them: "
-        f"{' '.join(reason.split())} Compile it where g++ is installed: python custom_ops/build.py tensorflow. "
-        "Or export the model again without --fused."
+        f"{' '.join(reason.split())} Compile it where g++ is installed: python custom_ops/build.py "
+        "tensorflow. Or export the model again without --fused."
     )

@@ -18,7 +18,9 @@ def portable(model: keras.Model, implementation: str = "reference") -> keras.Mod
     Returns:
         A copy, or `model` itself if nothing is to be changed.
     """
-    return _copied(functional(model), lambda values, of_tfinv: _single(_implemented(values, of_tfinv, implementation)))
+    return _copied(
+        functional(model), lambda values, of_tfinv: _single(_implemented(values, of_tfinv, implementation))
+    )
 
 
 def with_implementation(model: keras.Model, implementation: str) -> keras.Model:

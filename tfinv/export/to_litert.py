@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfinv.data import Protocol
 from tfinv.errors import UsageError
-from tfinv.export.single import first_line, single_endpoint
 from tfinv.export.saved_model import write_endpoints
+from tfinv.export.single import first_line, single_endpoint
 from tfinv.files import replacing
 
 SIGNATURE = "predict"

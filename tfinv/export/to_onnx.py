@@ -51,7 +51,9 @@ def export_onnx(
             onnx.helper.set_model_props(proto, {"class_names": json.dumps(class_names)})
         onnx.checker.check_model(proto)  # tf2onnx leaves ops that it cannot convert as they are
     except Exception as error:
-        raise UsageError(f"The model {model.name} cannot be converted to ONNX: {first_line(error)}") from error
+        raise UsageError(
+            f"The model {model.name} cannot be converted to ONNX: {first_line(error)}"
+        ) from error
     finally:
         log.setLevel(level)
     with replacing(path) as partial:
