@@ -173,6 +173,8 @@ def evaluate(
     if model.name == runs.BEST_MODEL:
         name, label = f"{name} (best epoch)", f"{label} (best epoch)"
     implementation = _implementation(stored, exported=model.is_dir())
+    if model.is_dir() and export.fused_ops(model):
+        implementation = "fused"
     provenance = Provenance(name, label, data.name, chosen.name, seed, implementation)
     if output is None and task == "recognition":
         rows = evaluation.evaluate_invariance(loaded, chosen, settings.repeats, seed, data, limit, provenance)

@@ -14,7 +14,8 @@ from tests.conftest import ENVIRONMENT, ROOT
 from tests.export.test_saved_model import build, operations, random_images
 from tests.fused import fused_fixture  # noqa: F401
 from tests.test_cli import contents, failure, finished, stay_as_before  # noqa: F401
-from tfinv import cli, export, models, runs
+from tfinv import cli, experiment, export, models, runs
+from tfinv.config import EvaluationConfig
 from tfinv.evaluation import load_model
 
 
@@ -111,7 +112,7 @@ def test_bad_input_ends_in_one_line_and_costs_nothing(file, finished, failure, t
 # The fused op
 
 
-def test_fused_export_keeps_the_op_and_brings_its_library(fused, file, capsys):
+def test_fused_export_keeps_the_op_and_brings_its_library(fused, file, digits_npz, capsys):
     folder = file.parent / "fused"
     call(file, "--fused", "--output", folder)
     assert fused.library in capsys.readouterr().out
@@ -120,6 +121,10 @@ def test_fused_export_keeps_the_op_and_brings_its_library(fused, file, capsys):
     for load in (export.load, load_model):
         outputs = load(folder).signatures["classify"](images=images)
         np.testing.assert_allclose(outputs["scores"], model(images)["scores"], atol=1e-5)
+    rows = experiment.evaluate(
+        folder, dataset=str(digits_npz), settings=EvaluationConfig(repeats=1), limit=20
+    )
+    assert set(rows.implementation) == {"fused"}
     # In another process, after the copy of the library, as README.txt says.
     text = (folder / "assets.extra" / "README.txt").read_text()
     code = text[text.index("    import tensorflow") :].replace("\n    ", "\n").strip()

@@ -1,6 +1,5 @@
 """What scripts/export_saved_model.py does: finds out what a model is for, checks all, then writes."""
 
-import sys
 from pathlib import Path
 
 import keras
@@ -36,7 +35,7 @@ def export_model(
         output: Folder of the SavedModel; by default RUN/export, or FILE_export beside FILE.keras.
         fused: Keep the fused routing op in the SavedModel, which then needs its library to load.
         onnx: Also write this ONNX file; needs the extra `onnx`.
-        litert: Also write this LiteRT file, by custom .tflite.
+        litert: Also write this LiteRT file, usually called .tflite.
         class_names: Name of each class; by default those of the run's dataset, or 0, 1, ...
         protocol: Protocol that a network that renders was trained under; by default the run's own.
         overwrite: Replace what exists.
@@ -45,48 +44,58 @@ def export_model(
         UsageError: On any bad input; found before anything is written.
         OSError: If something cannot be written.
     """
-    directory, config = models.run_of(model.resolve())
-    of_run = model.resolve() == directory
-    file = model / runs.MODEL if of_run else model
-    if file.is_dir() or (not of_run and file.is_file() and file.suffix != ".keras"):
-        raise UsageError(f"Expected a run directory or a .keras file. Received: {model}")
-    if onnx is not None:
-        check_onnx()
-    for path in filter(None, (onnx, litert)):
-        if path.is_dir():
-            raise UsageError(f"Expected the name of a file. Received the folder: {path}")
-    saved = output or (model / runs.EXPORT if of_run else file.with_name(f"{file.stem}_export"))
+    file, config = _source(model)
+    asked = output or (model / runs.EXPORT if model.is_dir() else file.with_name(f"{file.stem}_export"))
     # What every run has already is no obstacle to asking for another format.
-    kept = output is None and not (fused or overwrite) and saved.exists() and bool(onnx or litert)
-    for path in filter(None, (None if kept else saved, onnx, litert)):
-        if path.exists() and not overwrite:
-            raise UsageError(f"It exists: {path}. Use --overwrite or another path.")
-        check_writable(path.parent)
-    if saved.exists() and not kept and not (saved / "saved_model.pb").is_file():
-        raise UsageError(f"Not a SavedModel, so it is left alone: {saved}")
+    kept = asked.exists() and output is None and not (fused or overwrite) and bool(onnx or litert)
+    saved = None if kept else asked
+    _check_targets(saved, onnx, litert, overwrite)
     network = functional(load_model(file))
     rendering = is_generator(network)
     chosen = _protocol(protocol, config) if rendering else None
     names = () if rendering else _class_names(network, class_names, config)
     for path in filter(None, (saved, onnx, litert)):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if kept:
-        print(f"Kept: {saved} (--overwrite replaces it)")
-    elif chosen:
-        export_generator(network, saved, chosen, fused)
-    else:
-        export_saved_model(network, saved, names, fused)
-    if not kept:
-        print(f"Written: {saved}")
-    if fused:
-        print(f"Fused ops: load it by tfinv.export.load, or after the library {ops.build_info().library}")
-    if onnx is not None:
+    if onnx is not None:  # what may not be convertible comes first
         export_onnx(network, onnx, names, chosen)
         print(f"Written: {onnx}")
     if litert is not None:
-        sys.stdout.flush()
         export_litert(network, litert, names, chosen)
         print(f"Written: {litert}")
+    if saved is None:
+        print(f"Kept: {asked} (--overwrite replaces it)")
+        return
+    if chosen:
+        export_generator(network, saved, chosen, fused)
+    else:
+        export_saved_model(network, saved, names, fused)
+    print(f"Written: {saved}")
+    if fused:
+        print(f"It loads by tfinv.export.load, or after the library {ops.build_info().library}")
+
+
+def _source(model: Path) -> tuple[Path, RunConfig | None]:
+    """Returns the .keras file of what was named, and the configuration of the run it is of."""
+    directory, config = models.run_of(model.resolve())
+    file = model / runs.MODEL if config and model.resolve() == directory else model
+    if file.is_dir() or (file.is_file() and file.suffix != ".keras"):
+        raise UsageError(f"Expected a run directory or a .keras file. Received: {model}")
+    return file, config
+
+
+def _check_targets(saved: Path | None, onnx: Path | None, litert: Path | None, overwrite: bool) -> None:
+    """Raises UsageError if one of the paths must not or cannot be written."""
+    if onnx is not None:
+        check_onnx()
+    for path in filter(None, (saved, onnx, litert)):
+        if path.exists() and not overwrite:
+            raise UsageError(f"It exists: {path}. Use --overwrite or another path.")
+        check_writable(path.parent)
+    if saved is not None and saved.exists() and not (saved / "saved_model.pb").is_file():
+        raise UsageError(f"Not a SavedModel, so it is left alone: {saved}")
+    for path in filter(None, (onnx, litert)):
+        if path.is_dir():
+            raise UsageError(f"Expected the name of a file. Received the folder: {path}")
 
 
 def _protocol(name: str | None, config: RunConfig | None) -> Protocol:

@@ -18,9 +18,11 @@ def portable(model: keras.Model, implementation: str = "reference") -> keras.Mod
     Returns:
         A copy, or `model` itself if nothing is to be changed.
     """
-    return _copied(
-        functional(model), lambda values, of_tfinv: _single(_implemented(values, of_tfinv, implementation))
-    )
+
+    def change(values, of_tfinv):
+        return _single(_implemented(values, of_tfinv, implementation))
+
+    return _copied(functional(model), change)
 
 
 def with_implementation(model: keras.Model, implementation: str) -> keras.Model:
@@ -76,7 +78,7 @@ def _implemented(values: dict[str, Any], of_tfinv: bool, implementation: str) ->
 
 
 def _single(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the configuration of a layer, policy or tensor in float32 if it is in half or mixed precision."""
+    """Returns the configuration of a layer, policy or tensor in float32 in place of half precision."""
     for key in ("dtype", "name") if values.keys() == {"name"} else ("dtype",):
         name = values.get(key)
         if isinstance(name, str) and (name in _HALF or name in {f"mixed_{half}" for half in _HALF}):

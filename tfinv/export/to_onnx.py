@@ -23,8 +23,8 @@ def export_onnx(
     """Writes an ONNX file, in float32 and without custom ops; replaces an earlier one when complete.
 
     Inputs and outputs are named as those of the SavedModel: "images" [N, H, W, C] to "scores",
-    "probabilities", "class_index" and, of a model with a decoder, "reconstruction"; of a generator "image" and
-    "parameter" to "transformed". Any N but 0.
+    "probabilities", "class_index" and, of a model with a decoder, "reconstruction"; of a generator "image"
+    and "parameter" to "transformed". Any N but 0.
 
     Args:
         model: Network, as for `export_saved_model` or `export_generator`.
