@@ -30,6 +30,8 @@ def classifier_endpoints(model: keras.Model, class_names: tuple[str, ...]) -> di
     images = tf.TensorSpec((None, *shape), tf.float32, name="images")
     names = tf.constant(class_names)
 
+    # One graph for all endpoints: a network may take seconds to trace.
+    @tf.function(input_signature=[images], autograph=False)
     def run(images):
         padded = at_least_one(tf.ensure_shape(images, (None, *shape)))
         return {name: values[: tf.shape(images)[0]] for name, values in outputs_of(model, padded).items()}
