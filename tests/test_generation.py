@@ -13,6 +13,7 @@ from tfinv.data import PROTOCOLS, Dataset, render, select
 from tfinv.data.transforms import rotation
 from tfinv.errors import UsageError
 from tfinv.evaluation import load_model
+from tfinv.export import export_generator
 from tfinv.generation import Renderer, evaluate_generation
 from tfinv.results import Provenance, to_frame
 
@@ -169,7 +170,7 @@ def test_encoder_runs_once_and_changes_nothing(network, digits, monkeypatch):
 def test_file_and_export_agree_with_the_model(network, digits, tmp_path):
     expected = evaluate_generation(network, ROTATE, 60.0, digits)
     network.save(tmp_path / "model.keras")
-    generation.export_generator(network, tmp_path / "export")
+    export_generator(network, tmp_path / "export", ROTATE)
     for path in (tmp_path / "model.keras", tmp_path / "export"):
         assert generation.is_generator(load_model(path))
         found = evaluate_generation(path, ROTATE, 60.0, digits)

@@ -206,6 +206,18 @@ def _evaluate(description: str, arguments: list[str] | None) -> None:
     parse(experiment.evaluate, description, arguments)
 
 
+def export(description: str, arguments: list[str] | None = None) -> None:
+    """Runs the command line of the export script; see `train` for the arguments."""
+    quiet_tensorflow()
+    guarded(lambda: _export(description, arguments))
+
+
+def _export(description: str, arguments: list[str] | None) -> None:
+    from tfinv.export import command
+
+    parse(command.export_model, description, arguments)
+
+
 def reproduce(description: str, arguments: list[str] | None = None) -> None:
     """Runs the command line of the reproduction script; see `train` for the arguments.
 

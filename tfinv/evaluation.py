@@ -11,6 +11,7 @@ import tensorflow as tf
 from rich.progress import track
 
 import tfinv.layers  # noqa: F401  registers the layers that a .keras file may contain
+from tfinv import export
 from tfinv.config import check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
 from tfinv.data.transforms import get_transform
@@ -131,7 +132,7 @@ def load_model(path: str | Path) -> Any:
         raise UsageError(f"No model at {path}. Expected a .keras file or a SavedModel folder.")
     try:
         if path.is_dir():
-            module = tf.saved_model.load(str(path))
+            module = export.load(path)
             signatures = module.signatures
             known = [name for name in ("classify", "generate", "serving_default") if name in signatures]
             if not known:
@@ -139,6 +140,8 @@ def load_model(path: str | Path) -> Any:
             module.tfinv_signature = signatures[known[0]]
             return module
         return keras.models.load_model(path, compile=False)
+    except UsageError:
+        raise
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"Cannot read a model from {path}: {first_line}") from None

@@ -104,7 +104,7 @@ def _run(config: RunConfig, protocol: Protocol, dataset: Dataset, test: Split, d
         curves = generation.training_curve(history) if rendering else figures.training_curves(history)
         figures.save(curves, directory / runs.FIGURES / "training.png")
     if rendering:
-        generation.export_generator(model, directory / runs.EXPORT)
+        export.export_generator(model, directory / runs.EXPORT, protocol)
     else:
         export.export_saved_model(model, directory / runs.EXPORT, test.class_names)
     console.print(_table(rows, protocol, config, config.dataset, config.run_id))
@@ -154,7 +154,7 @@ def evaluate(
     """
     check_range("seed", seed, low=0, high=2**31 - 1)
     check_range("limit", 1 if limit is None else limit, low=1)
-    directory, stored = _run_of(model.resolve())
+    directory, stored = models.run_of(model.resolve())
     if model.resolve() == directory:
         model = model / runs.MODEL
     if output is not None and (output / runs.INVARIANCE).exists() and not overwrite:
@@ -181,6 +181,8 @@ def evaluate(
     if model.name == runs.BEST_MODEL:
         name, label = f"{name} (best epoch)", f"{label} (best epoch)"
     implementation = _implementation(stored, exported=model.is_dir())
+    if model.is_dir() and export.fused_ops(model):
+        implementation = "fused"
     provenance = Provenance(name, label, data.name, chosen.name, seed, implementation)
     if output is None and task == "recognition":
         rows = evaluation.evaluate_invariance(loaded, chosen, settings.repeats, seed, data, limit, provenance)
@@ -259,15 +261,6 @@ def _table(
         return generation.error_table(rows, protocol, title)
     article = report.article_figures(config, protocol, dataset) if config else {}
     return report.invariance_table(rows, protocol, article, title)
-
-
-def _run_of(model: Path) -> tuple[Path, RunConfig | None]:
-    """Returns the run directory that a model is in, or is, and its configuration; None if it is in none."""
-    for directory in (model, model.parent):
-        # A model of another library may lie beside a config.json of another kind.
-        if (directory / runs.CONFIG).is_file() and "model_name" in runs.read_config(directory):
-            return directory, models.read_run_config(directory)
-    return model.parent, None
 
 
 def _implementation(config: RunConfig | None, exported: bool = False) -> str:

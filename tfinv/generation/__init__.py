@@ -2,7 +2,6 @@
 
 from tfinv.generation.animation import save_animation
 from tfinv.generation.errors import Renderer, evaluate_generation, is_generator, resolution, summarise
-from tfinv.generation.export import export_generator
 from tfinv.generation.figures import error_against_parameter, panel, training_curve
 from tfinv.generation.report import columns, error_table
 from tfinv.generation.samples import prior_samples, samples_figure
@@ -13,7 +12,6 @@ __all__ = [
     "error_against_parameter",
     "error_table",
     "evaluate_generation",
-    "export_generator",
     "is_generator",
     "panel",
     "prior_samples",

@@ -137,12 +137,14 @@ class AddressField(keras.layers.Layer):
         _, height, width, channels = maps.shape
         addresses = self.addresses(parameters, (height, width))
         groups, cells = ops.shape(addresses)[0], addresses.shape[1]
-        maps = ops.reshape(ops.cast(maps, self.compute_dtype), (groups, -1, height * width, channels))
+        rows = ops.reshape(ops.cast(maps, self.compute_dtype), (-1, channels))  # of all cells of all images
+        count = ops.shape(maps)[0]
+        first = ops.reshape(ops.arange(count) * (height * width), (groups, -1, 1))  # of each image
         read = 0.0
         for index, weights in corners(addresses[..., 0], addresses[..., 1], height, width):
-            index = ops.reshape(index, (groups, 1, cells, 1))
+            index = first + ops.reshape(index, (groups, 1, cells))
             weights = ops.reshape(ops.cast(weights, self.compute_dtype), (groups, 1, cells, 1))
-            read += ops.take_along_axis(maps, index, axis=2) * weights
+            read += ops.take(rows, index, axis=0) * weights
         return ops.reshape(read, (-1, *(self.output_size or (height, width)), channels))
 
     def compute_output_shape(self, input_shape):

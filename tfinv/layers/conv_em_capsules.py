@@ -1,5 +1,7 @@
 """Convolutional matrix capsules: EM routing within each patch of a map."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -93,7 +95,9 @@ class ConvEMCapsules(EMLayer):
         )
 
     def _patches(self, maps):
-        """Returns the patches [B, H', W', kernel_size^2, C, ...] of maps [B, H, W, C, ...]."""
+        """Returns the patches [B, H', W', kernel_size^2, C * ...] of maps [B, H, W, C, ...]."""
+        # Channels and poses as one axis: LiteRT slices no more than five.
+        maps = ops.reshape(maps, (-1, *ops.shape(maps)[1:3], math.prod(maps.shape[3:])))
         # What each row (or column) of the patches is cut from; the last one has no stop, for -0 is the start.
         spans = [
             slice(offset, offset - self.kernel_size + 1 or None, self.strides)

@@ -76,7 +76,9 @@ class EMCapsules(EMLayer):
         poses, activations = inputs
         _, height, width, channels, size, _ = ops.shape(poses)
         components = self._components(size)
-        votes = ops.einsum("bhwcpq,cjqr->bhwcjpr", poses, ops.convert_to_tensor(self.kernel))
+        # Positions as one axis: seven axes are more than LiteRT transposes.
+        flat = ops.reshape(poses, (-1, channels, size, size))
+        votes = ops.einsum("bcpq,cjqr->bcjpr", flat, ops.convert_to_tensor(self.kernel))
         votes = ops.reshape(votes, (-1, height * width, channels, self.num_capsules, size * size))
         votes = ops.pad(votes, [(0, 0)] * 4 + [(0, components - size * size)])
         places = self._places(height, width, size, components)  # [H * W, components]

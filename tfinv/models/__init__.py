@@ -51,6 +51,7 @@ __all__ = [
     "get_preset",
     "objective",
     "read_run_config",
+    "run_of",
     "task_of",
 ]
 
@@ -168,6 +169,19 @@ def read_run_config(directory: Path) -> RunConfig:
     values = runs.read_config(directory)
     module = get_model(values.get("model_name", ""))
     return from_dict(RunConfig[module.Config], values)  # type: ignore[name-defined]
+
+
+def run_of(model: Path) -> tuple[Path, RunConfig | None]:
+    """Returns the run directory that a model is in, or is, and its configuration; None if it is in none.
+
+    Raises:
+        UsageError: As `read_run_config`.
+    """
+    for directory in (model, model.parent):
+        # A model of another library may lie beside a config.json of another kind.
+        if (directory / runs.CONFIG).is_file() and "model_name" in runs.read_config(directory):
+            return directory, read_run_config(directory)
+    return model.parent, None
 
 
 def objective(name: str, model: keras.Model) -> Objective:

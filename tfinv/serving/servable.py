@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
+from tfinv import export
 from tfinv.errors import UsageError
 
 # What a request means that names no signature, the first that there is.
@@ -57,7 +58,7 @@ class Servable:
     def __init__(self, path: str | Path, limits: Limits | None = None):
         self.limits = limits or Limits()
         try:
-            self._module = tf.saved_model.load(str(path))
+            self._module = export.load(path)
         except (OSError, ValueError, tf.errors.OpError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"Cannot read a SavedModel from {path}: {reason}") from None

@@ -14,7 +14,7 @@ from tests.conftest import ENVIRONMENT
 from tests.fused import fused_fixture  # noqa: F401
 from tests.test_training import SMALL, TINY_CAPSNET
 from tfinv import models
-from tfinv.export import export_saved_model, with_reference
+from tfinv.export import export_saved_model, with_implementation
 from tfinv.layers import Length, RoutingCapsules
 
 NAMES = ("0", "1", "2", "3", "4", "5", "7", "8")
@@ -72,6 +72,7 @@ def test_any_batch_size(exported, count):
     outputs = loaded.signatures["classify"](images=tf.constant(images))
     assert {name: value.shape.as_list() for name, value in outputs.items()} == {
         "scores": [count, 8],
+        "probabilities": [count, 8],
         "class_index": [count],
         "class_name": [count],
     }
@@ -87,20 +88,23 @@ def test_any_batch_size(exported, count):
 def test_endpoints_and_their_types(exported):
     model, folder = exported
     loaded = tf.saved_model.load(str(folder))
-    endpoints = {"classify", "serving_default"}
+    endpoints = {"classify", "classify_png", "serving_default"}
     if "reconstruction" in model.output:
         endpoints.add("reconstruct")
     assert set(loaded.signatures) == endpoints
     for name in endpoints:
         signature = loaded.signatures[name]
         inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
-        assert list(inputs) == ["images"] and inputs["images"].dtype == tf.float32
-        assert inputs["images"].shape.as_list() == [None, 12, 12, 1]
+        if name == "classify_png":
+            assert inputs == {"image_bytes": tf.TensorSpec((None,), tf.string, "image_bytes")}
+        else:
+            assert inputs == {"images": tf.TensorSpec((None, 12, 12, 1), tf.float32, "images")}
         if name == "reconstruct":
             assert list(outputs) == ["reconstruction"]
         else:
             types = {key: value.dtype for key, value in outputs.items()}
-            assert types == {"scores": tf.float32, "class_index": tf.int32, "class_name": tf.string}
+            expected = {"scores": tf.float32, "probabilities": tf.float32}
+            assert types == {**expected, "class_index": tf.int32, "class_name": tf.string}
 
 
 def test_reconstruct_needs_a_decoder(tmp_path):
@@ -169,13 +173,13 @@ def test_reference_replaces_it_at_any_depth(fused, implementation):
     inputs = keras.Input((6, 3))
     inner = keras.Model(inputs, RoutingCapsules(4, 5, implementation=implementation)(inputs), name="inner")
     outer = keras.Sequential([keras.Input((6, 3)), inner, RoutingCapsules(2, 3, use_bias=True), Length()])
-    copy = with_reference(outer)
+    copy = with_implementation(outer, "reference")
     found = [layer.implementation for layer in copy._flatten_layers() if isinstance(layer, RoutingCapsules)]
     assert found == ["reference"] * 2
     assert outer.get_layer("inner").layers[1].implementation == implementation
     poses = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
     np.testing.assert_allclose(copy(poses), outer(poses), atol=1e-5)
-    assert with_reference(copy) is copy
+    assert with_implementation(copy, "reference") is copy
 
 
 def test_an_implementation_of_another_library_is_left_alone():
@@ -191,4 +195,4 @@ def test_an_implementation_of_another_library_is_left_alone():
             return cls(**{key: value for key, value in config.items() if key != "implementation"})
 
     model = keras.Sequential([keras.Input((3,)), Other()])
-    assert with_reference(model) is model
+    assert with_implementation(model, "reference") is model

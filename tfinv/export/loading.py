@@ -1,0 +1,62 @@
+"""Loading SavedModels, with the library of the fused ops where they need it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfinv.errors import UsageError
+from tfinv.ops import build_info
+
+# TensorFlow's name for the folder of files that come along with a SavedModel.
+EXTRA = "assets.extra"
+
+_FUSED_OP = re.compile(rb"Tfinv>\w+")
+
+
+def load(directory: str | Path) -> Any:
+    """Loads a SavedModel as `tf.saved_model.load` does, after the library of the fused ops if it has any.
+
+    The library is that of this installation, compiled if it never was, or else the SavedModel's own copy.
+
+    Args:
+        directory: Folder of the SavedModel.
+
+    Returns:
+        The loaded object; its `signatures` are the endpoints.
+
+    Raises:
+        UsageError: If the library can neither be had nor loaded; the message says how to get it.
+        OSError: If there is no SavedModel.
+    """
+    directory = Path(directory)
+    found = fused_ops(directory)
+    if found:
+        _load_library(directory, found)
+    return tf.saved_model.load(str(directory))
+
+
+def fused_ops(directory: Path) -> list[str]:
+    """Returns the names of the fused ops that a SavedModel contains."""
+    path = directory / "saved_model.pb"
+    names = _FUSED_OP.findall(path.read_bytes()) if path.is_file() else []
+    return sorted({name.decode() for name in names})
+
+
+def _load_library(directory: Path, found: list[str]) -> None:
+    info = build_info()
+    reason = info.reason
+    if info.available and info.binding == "tensorflow":
+        return
+    for copy in sorted((directory / EXTRA).glob("*.so")):
+        try:
+            tf.load_op_library(str(copy))
+            return
+        except tf.errors.OpError as error:
+            reason = f"{reason} {copy.name}: {(error.message or '').splitlines()[0]}"
+    raise UsageError(
+        f"{directory} contains fused ops ({', '.join(found)}), and there is no library for them: "
+        f"{' '.join(reason.split())} Compile it where g++ is installed: python custom_ops/build.py "
+        "tensorflow. Or export the model again without --fused."
+    )
