@@ -76,7 +76,7 @@ class EMCapsules(EMLayer):
         poses, activations = inputs
         _, height, width, channels, size, _ = ops.shape(poses)
         components = self._components(size)
-        # Positions as one axis: seven axes are more than LiteRT transposes.
+        # Positions as one axis: LiteRT transposes no seven axes.
         flat = ops.reshape(poses, (-1, channels, size, size))
         votes = ops.einsum("bcpq,cjqr->bcjpr", flat, ops.convert_to_tensor(self.kernel))
         votes = ops.reshape(votes, (-1, height * width, channels, self.num_capsules, size * size))
