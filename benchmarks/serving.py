@@ -5,7 +5,8 @@
 
 Every request is one image; each of 16 clients sends its next when it has its answer. First every server must
 answer as the model does. Prints, and writes with --csv, the median and the 99th percentile of the time to an
-answer, and answers a second. Direct calls: one thread, one image a call, then batches of 16.
+answer, and answers a second. Requests are encoded beforehand. Direct calls: one thread, one image a call,
+then batches of 16.
 """
 
 import contextlib
@@ -89,17 +90,18 @@ def served(model, grpc, images, expected, count):
     process = subprocess.Popen([*command, *(["--grpc"] if grpc else [])], stdout=subprocess.DEVNULL)
     try:
         client = grpc_client if grpc else rest_client
-        wait(client, images[0], process)
-        ask = client()
-        np.testing.assert_allclose([ask(image) for image in images], expected, atol=1e-5)
+        wait(client, images, process)
+        ask, scores = client(images)
+        found = [scores(ask(index)) for index in range(len(images))]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
         times, errors = [], []
 
         def work(number):
-            ask = client()
+            ask, _ = client(images)
             for index in range(number, count, CLIENTS):
                 start = time.perf_counter()
                 try:
-                    ask(images[index % len(images)])
+                    ask(index % len(images))
                     times.append(time.perf_counter() - start)
                 except Exception as error:
                     errors.append(error)
@@ -116,49 +118,51 @@ def served(model, grpc, images, expected, count):
         process.wait()
 
 
-def wait(client, image, process):
+def wait(client, images, process):
     """Waits for the first answer."""
     for _ in range(600):
         if process.poll() is not None:
             raise SystemExit("The server ended.")
         with contextlib.suppress(Exception):
-            client()(image)
+            client(images)[0](0)
             return
         time.sleep(0.2)
     raise SystemExit("The server did not start.")
 
 
-def rest_client():
-    """A connection that stays open, as a function from an image to scores."""
+def rest_client(images):
+    """Returns two functions: from the place of an image to its answer, and from that to scores."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    bodies = [json.dumps({"signature_name": "classify", "instances": [image.tolist()]}) for image in images]
 
-    def ask(image):
-        body = json.dumps({"signature_name": "classify", "instances": [image.tolist()]})
-        connection.request("POST", f"/v1/models/{NAME}:predict", body)
+    def ask(index):
+        connection.request("POST", f"/v1/models/{NAME}:predict", bodies[index])
         response = connection.getresponse()
-        answer = json.loads(response.read())
+        answer = response.read()
         if response.status != 200:
             raise RuntimeError(answer)
-        return answer["predictions"][0]["scores"]
+        return answer
 
-    return ask
+    return ask, lambda answer: json.loads(answer)["predictions"][0]["scores"]
 
 
-def grpc_client():
+def grpc_client(images):
     """The same by gRPC."""
     import grpc
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(f"127.0.0.1:{PORT}"))
+    requests = []
+    for image in images:
+        requests.append(predict_pb2.PredictRequest())
+        requests[-1].model_spec.name, requests[-1].model_spec.signature_name = NAME, "classify"
+        requests[-1].inputs["images"].CopyFrom(tf.make_tensor_proto(image[None]))
 
-    def ask(image):
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = NAME, "classify"
-        request.inputs["images"].CopyFrom(tf.make_tensor_proto(image[None]))
-        return tf.make_ndarray(stub.Predict(request, timeout=60).outputs["scores"])[0]
+    def ask(index):
+        return stub.Predict(requests[index], timeout=60)
 
-    return ask
+    return ask, lambda answer: tf.make_ndarray(answer.outputs["scores"])[0]
 
 
 if __name__ == "__main__":

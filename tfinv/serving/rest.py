@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tfinv.serving import json_body
@@ -42,8 +43,9 @@ def application(servable: Servable, name: str) -> Starlette:
         servable: The model.
         name: What it is called in the routes.
     """
-    # Threads wait for their batch, so there are more than cores.
-    pool = ThreadPoolExecutor(_THREADS)
+    # Threads wait for their batch, so there are more than cores. But only one reads and writes JSON: many at
+    # once would take the interpreter from each other, and the event loop must stay free to answer /healthz.
+    pool, scribe = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(1)
 
     def known(request: Request) -> None:
         if request.path_params["name"] != name:
@@ -69,8 +71,10 @@ def application(servable: Servable, name: str) -> Starlette:
     async def predict(request: Request) -> JSONResponse:
         known(request)
         body = await _body(request, servable.limits.max_body_bytes)
-        answer = await asyncio.get_running_loop().run_in_executor(pool, _answer, servable, body)
-        return JSONResponse(answer)
+        run = asyncio.get_running_loop().run_in_executor
+        inputs, signature, rows = await run(scribe, _read, servable, body)
+        outputs = await run(pool, servable.predict, inputs, signature)
+        return Response(await run(scribe, _write, outputs, rows), media_type="application/json")
 
     async def refuse(_: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, RequestError):
@@ -87,10 +91,14 @@ def application(servable: Servable, name: str) -> Starlette:
     return Starlette(routes=routes, exception_handlers={RequestError: refuse})
 
 
-def _answer(servable: Servable, body: bytes) -> dict[str, Any]:
+def _read(servable: Servable, body: bytes) -> tuple[dict[str, np.ndarray], str, bool]:
+    """Returns the inputs, the signature's name, and whether the request is in rows."""
     request = json_body.parse(body)
-    outputs = servable.predict(json_body.arrays(request, servable), request.get("signature_name", ""))
-    return json_body.response(outputs, rows="instances" in request)
+    return json_body.arrays(request, servable), request.get("signature_name", ""), "instances" in request
+
+
+def _write(outputs: dict[str, np.ndarray], rows: bool) -> bytes:
+    return json.dumps(json_body.response(outputs, rows)).encode()
 
 
 async def _body(request: Request, limit: int) -> bytes:

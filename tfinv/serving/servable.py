@@ -40,8 +40,8 @@ class Limits:
     """Images of one request, and of the batch that concurrent requests are gathered into."""
     max_body_bytes: int = 16 * 2**20
     """Bytes of one request."""
-    batch_timeout: float = 0.001
-    """Seconds that a request waits for others to share its batch."""
+    batch_timeout: float = 0.0
+    """Seconds that a request waits for others to share its batch, beyond the time that earlier ones take."""
 
 
 class Servable:
@@ -109,7 +109,7 @@ class _Signature:
 
     def __init__(self, name: str, function, limits: Limits):
         self._name, self._function, self._limits = name, function, limits
-        self.inputs: dict[str, tf.TensorSpec] = dict(function.structured_input_signature[1])
+        self.inputs: dict[str, tf.TensorSpec] = dict(sorted(function.structured_input_signature[1].items()))
         self.outputs: dict[str, tf.TensorSpec] = dict(function.structured_outputs)
         specs = list(self.inputs.values())
         # One image that cannot be decoded would fail the batch, and with it the requests of others.
