@@ -20,7 +20,7 @@ LAYERS = (
     ("tfinv.training",),
     ("tfinv.evaluation", "tfinv.export"),
     ("tfinv.figures", "tfinv.generation", "tfinv.imagination_report"),
-    ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.results_page"),
+    ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.results_page", "tfinv.reference"),
     ("tfinv.experiment",),
     ("tfinv.catalogue", "tfinv.worker", "tfinv.sweep", "tfinv.reproduce"),
     ("tfinv.cli", "tfinv.serving"),

@@ -82,6 +82,10 @@ def test_saved_and_loaded_model_gives_the_same_bits(name, tmp_path):
 
 def test_objective_trains_the_model(name):
     model = small(name)
+    if name == "adversarial_autoencoder" and keras.backend.backend() != "tensorflow":
+        with pytest.raises(UsageError, match="KERAS_BACKEND=tensorflow"):
+            models.objective(name, model)
+        return
     objective = models.objective(name, model)
     assert set(objective.loss) == set(objective.loss_weights)
     targets = np.broadcast_to(CODES[:, 0, None, None, None], IMAGES.shape)
@@ -93,7 +97,8 @@ def test_objective_trains_the_model(name):
     losses = objective.model.fit(inputs, targets, batch_size=4, epochs=4, verbose=0).history["loss"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     assert np.abs(rendered(model) - before).max() > 1e-4
-    assert {id(weight) for weight in objective.model.weights} == {id(weight) for weight in model.weights}
+    # All of the network's own; a critic has further ones.
+    assert {id(weight) for weight in model.weights} <= {id(weight) for weight in objective.model.weights}
 
 
 def test_mixed_precision_gives_float32_images(name):
@@ -110,7 +115,7 @@ def test_models_of_the_other_task_are_refused():
         models.build("autoencoder", (28, 28, 1), 10)
     with pytest.raises(
         UsageError,
-        match=r"one for generation: address_generator, autoencoder.*Received: cnn, for recognition",
+        match=r"one for generation: address_generator, .*autoencoder.*Received: cnn, for recognition",
     ):
         models.build_generator("cnn", (28, 28, 1), (28, 28, 1), 2)
     with pytest.raises(UsageError, match=r"latent_size.*Received: laten_size"):

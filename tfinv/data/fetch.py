@@ -40,12 +40,14 @@ class Spec:
         checksums: For each of x_train, y_train, x_test, y_test the md5 of its uncompressed idx file.
         sources: Where else to look, in this order, after $TFINV_DATA and tfinv's cache.
         remedy: What to do when nothing works, beside setting $TFINV_DATA.
+        licence: Whose it is, and under which terms.
     """
 
     name: str
     checksums: Mapping[str, str]
     sources: tuple[Source, ...]
     remedy: str
+    licence: str
 
 
 def load(spec: Spec) -> Dataset:

@@ -17,6 +17,7 @@ SPEC = fetch.Spec(
         sources.keras_download("fashion_mnist"),
     ),
     remedy="run `apt-get install dataset-fashion-mnist` (Debian, Ubuntu)",
+    licence="Zalando SE; MIT",
 )
 
 

