@@ -170,14 +170,17 @@ def test_checkpoint_of_a_deeper_network_is_refused(train, tmp_path, digits):
 # Generators
 
 
-def small_generator(**values):
-    config = small_run("autoencoder", TINY_AUTOENCODER, optimizer="rmsprop", **values)
+def small_generator(name="autoencoder", **values):
+    model = models.get_model(name).Config(**vars(TINY_AUTOENCODER))
+    config = small_run(name, model, optimizer="rmsprop", **values)
     return dataclasses.replace(config, protocol="shift-unseen")
 
 
-@pytest.mark.parametrize("images_per_code", [1, 4])
-def test_generator_goes_on_bitwise_the_same(train, tmp_path, images_per_code):
-    options = {"images_per_code": images_per_code, "validation_fraction": 0.2}
+@pytest.mark.parametrize(
+    "name, images_per_code", [("autoencoder", 1), ("autoencoder", 4), ("adversarial_autoencoder", 1)]
+)
+def test_generator_goes_on_bitwise_the_same(train, tmp_path, name, images_per_code):
+    options = {"name": name, "images_per_code": images_per_code, "validation_fraction": 0.2}
     train("whole", small_generator(epochs=3, **options))
     train("parts", small_generator(epochs=1, **options))
     train("parts", small_generator(epochs=3, **options), resume=True)

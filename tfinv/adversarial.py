@@ -34,12 +34,27 @@ def gradient_penalty(critic: Any, latents: tf.Tensor, prior: tf.Tensor, alphas: 
     return tf.square(norms - 1.0)
 
 
+def _place(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
+    """Returns where in the batch of all replicas this one's samples start, that batch's size, and replicas.
+
+    The last batch of an epoch may give replicas different numbers of samples.
+    """
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync if context else 1
+    if replicas == 1:
+        return tf.zeros_like(count), count, 1
+    own = tf.one_hot(context.replica_id_in_sync_group, replicas) * tf.cast(count, tf.float32)
+    counts = tf.cast(context.all_reduce(tf.distribute.ReduceOp.SUM, own), tf.int32)
+    start = tf.cumsum(counts, exclusive=True)[context.replica_id_in_sync_group]
+    return start, tf.reduce_sum(counts), replicas
+
+
 class AdversarialTraining(keras.Model):
     """Trains an autoencoder and its critic together by `fit`.
 
     Each step encodes its images once. On these latents the critic makes `critic_steps` steps; then encoder
     and decoder make one to reconstruct, and the encoder one towards what the critic takes for the prior. Each
-    of the three has an optimizer of its own, made like the one given to `compile`.
+    of the three has an optimizer of its own, made like the one given to `compile` and at its learning rate.
 
     Noise is a function of a seed, the step and a sample's place in the batch of all replicas, so that neither
     an interruption nor a distribution strategy changes it. Losses are means over that batch.
@@ -76,6 +91,8 @@ class AdversarialTraining(keras.Model):
         """Takes the optimizer of the reconstruction, and makes the critic's and the encoder's of its kind."""
         super().compile(optimizer, jit_compile=options.get("jit_compile", False))
         kind, config = type(optimizer), optimizer.get_config()
+        # By its own count of steps, the critic's would decay `critic_steps` times as fast.
+        config["learning_rate"] = lambda: optimizer.learning_rate
         critic, adversary = (kind.from_config({**config, "name": name}) for name in ("critic", "adversary"))
         optimizer.build(self.network.trainable_variables)
         critic.build(self.critic.trainable_variables)
@@ -95,10 +112,7 @@ class AdversarialTraining(keras.Model):
         """One step of all three; returns the means of their losses so far."""
         inputs, targets = data
         count = tf.shape(inputs["image"])[0]
-        context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync if context else 1
-        place = context.replica_id_in_sync_group if context else 0
-        everything = context.all_reduce(tf.distribute.ReduceOp.SUM, count) if replicas > 1 else count
+        start, everything, replicas = _place(count)
 
         def mean(values):  # a part of the whole batch's; the optimizers add up the replicas' gradients
             return tf.reduce_sum(values) / tf.cast(everything, values.dtype)
@@ -107,8 +121,7 @@ class AdversarialTraining(keras.Model):
             seed = tf.cast(self._noise.state.value, tf.int64)
             for number in (self.optimizer.iterations.value, stream):
                 seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int64))
-            drawn = tf.random.stateless_uniform((count * replicas, width), seed)
-            return drawn[place * count : (place + 1) * count]
+            return tf.random.stateless_uniform((everything, width), seed)[start : start + count]
 
         further = self.further_optimizers
         with tf.GradientTape(persistent=True) as tape:
@@ -116,14 +129,15 @@ class AdversarialTraining(keras.Model):
             rendered = self.decoder({"latent": latents, "code": inputs["code"]}, training=True)
             error = mean(tf.reduce_mean(tf.square(rendered - targets["image"]), axis=(1, 2, 3)))
             with tape.stop_recording():
-                fixed = tf.stop_gradient(latents)
+                fixed = tf.cast(latents, tf.float32)
                 for step in range(self.critic_steps):
                     prior = self.low + (self.high - self.low) * noise(latents.shape[1], 2 * step)
                     loss = self._critic_step(further[0], fixed, prior, noise(1, 2 * step + 1), mean)
             deception = -mean(self.critic(latents)[:, 0])
+        # The first optimizer, whose count the noise and the learning rates follow, comes last.
         steps = (
-            (self.optimizer, error, self.network.trainable_variables),
             (further[1], deception, self.encoder.trainable_variables),
+            (self.optimizer, error, self.network.trainable_variables),
         )
         gradients = [tape.gradient(value, variables) for _, value, variables in steps]
         for (optimizer, _, variables), found in zip(steps, gradients, strict=True):

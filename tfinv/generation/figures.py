@@ -130,18 +130,18 @@ def beside_name(protocol: Protocol) -> str:
 
 
 def training_curve(history: pd.DataFrame) -> Figure:
-    """Draws the losses against the epoch."""
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.subplots()
-    names = [column for column in history.columns if column.endswith("loss")]
-    for index, name in enumerate(names):
-        colour = COLOURS[index % len(COLOURS)] if index else FREE
-        axes.plot(
-            history.epoch, history[name], color=colour, marker=MARKERS[index], label=name.replace("_", " ")
-        )
-    axes.set(xlabel="epoch", ylabel="mean squared error")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_yscale("log")
-    axes.legend(fontsize=8)
-    axes.set_title(f"Training of {history.run_id.iloc[0]}", fontsize=10)
+    """Draws the errors against the epoch; beside them other losses, if there are any, which may be negative."""
+    errors = [name for name in ("loss", "val_loss") if name in history.columns]
+    others = [name for name in history.columns if name.endswith("loss") and name not in errors]
+    panels = [("mean squared error", errors), *([("adversarial training", others)] if others else [])]
+    figure = Figure(figsize=(4.5 * len(panels) + 0.5, 3), layout="constrained")
+    for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for index, name in enumerate(names):
+            colour = COLOURS[index % len(COLOURS)] if index else FREE
+            text = name.replace("_", " ")
+            axes.plot(history.epoch, history[name], color=colour, marker=MARKERS[index], label=text)
+        axes.set(xlabel="epoch", ylabel=label, yscale="log" if names is errors else "linear")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8)
+    figure.suptitle(f"Training of {history.run_id.iloc[0]}", fontsize=10)
     return figure

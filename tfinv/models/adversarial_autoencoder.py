@@ -35,12 +35,13 @@ def build(
 
 
 def build_critic(latent_size: int, units: int, negative_slope: float) -> keras.Model:
-    """Builds the critic, from latents [N, latent_size] to scores [N, 1]."""
-    latents = keras.Input((latent_size,), name="latent")
+    """Builds the critic, from latents [N, latent_size] to scores [N, 1]; in float32, for the penalty's sake."""
+    latents = keras.Input((latent_size,), dtype="float32", name="latent")
     values = latents
     for _ in range(2):
-        values = layers.LeakyReLU(negative_slope)(layers.Dense(units)(values))
-    return keras.Model(latents, layers.Dense(1)(values), name="critic")
+        values = layers.Dense(units, dtype="float32")(values)
+        values = layers.LeakyReLU(negative_slope, dtype="float32")(values)
+    return keras.Model(latents, layers.Dense(1, dtype="float32")(values), name="critic")
 
 
 def objective(model: keras.Model) -> Objective:
