@@ -290,7 +290,7 @@ def test_losses_that_may_be_negative_are_drawn_beside_the_errors():
     history = pd.DataFrame({"run_id": "run", "epoch": [1, 2], "loss": [0.5, 0.4], "critic_loss": [-7.0, 1.0]})
     errors, others = generation.training_curve(history).axes
     assert [axes.get_yscale() for axes in (errors, others)] == ["log", "linear"]
-    assert [[line.get_label() for line in axes.lines] for axes in (errors, others)] == [["loss"], ["critic loss"]]
+    assert [line.get_label() for axes in (errors, others) for line in axes.lines] == ["loss", "critic loss"]
     assert len(generation.training_curve(history.drop(columns="critic_loss")).axes) == 1
 
 

@@ -130,7 +130,7 @@ def beside_name(protocol: Protocol) -> str:
 
 
 def training_curve(history: pd.DataFrame) -> Figure:
-    """Draws the errors against the epoch; beside them other losses, if there are any, which may be negative."""
+    """Draws the errors against the epoch; beside them other losses, if any, which may be negative."""
     errors = [name for name in ("loss", "val_loss") if name in history.columns]
     others = [name for name in history.columns if name.endswith("loss") and name not in errors]
     panels = [("mean squared error", errors), *([("adversarial training", others)] if others else [])]

@@ -35,7 +35,7 @@ def build(
 
 
 def build_critic(latent_size: int, units: int, negative_slope: float) -> keras.Model:
-    """Builds the critic, from latents [N, latent_size] to scores [N, 1]; in float32, for the penalty's sake."""
+    """Builds the critic, from latents [N, latent_size] to scores [N, 1]; its penalty needs float32."""
     latents = keras.Input((latent_size,), dtype="float32", name="latent")
     values = latents
     for _ in range(2):
