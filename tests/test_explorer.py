@@ -151,7 +151,7 @@ def test_networks_say_what_they_say_in_python(show, in_python, degrees, across, 
         np.testing.assert_allclose(shown, np.ravel(seen), atol=1e-4)
         answers = page.evaluate(
             """explorer.networks().map(({name, answer: {probabilities, picture}}) =>
-               [name, {probabilities: Array.from(probabilities ?? []), picture: Array.from(picture ?? [])}])"""
+                [name, {probabilities: Array.from(probabilities ?? []), picture: Array.from(picture ?? [])}])"""
         )
         assert len(answers) == len(list(ZOO.glob(f"*/{runs.MODEL}")))
         for name, answer in answers:
