@@ -27,6 +27,11 @@ PAGE, ZOO = ROOT / "docs" / "explorer", ROOT / "saved_models" / "reference"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CNN, IMAGINING = "cnn_quick-mnist-rotate-34-s0", "cnn_quick_operators-mnist-rotate-34-s0"
 PHONE = {"width": 360, "height": 740}
+# What every network says, by its name.
+ANSWERS = """explorer.networks().map(({name, answer}) => {
+  const {probabilities, picture} = answer;
+  return [name, {probabilities: Array.from(probabilities ?? []), picture: Array.from(picture ?? [])}];
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +154,7 @@ def test_networks_say_what_they_say_in_python(show, in_python, degrees, across, 
         seen = shift.apply(turned, np.array([[across, down]], np.float32))
         shown = page.evaluate("Array.from(explorer.view().seen)")
         np.testing.assert_allclose(shown, np.ravel(seen), atol=1e-4)
-        answers = page.evaluate(
-            """explorer.networks().map(({name, answer: {probabilities, picture}}) =>
-                [name, {probabilities: Array.from(probabilities ?? []), picture: Array.from(picture ?? [])}])"""
-        )
+        answers = page.evaluate(ANSWERS)
         assert len(answers) == len(list(ZOO.glob(f"*/{runs.MODEL}")))
         for name, answer in answers:
             kind, expected = in_python(name, upright, seen, degrees)
