@@ -114,7 +114,7 @@ def em_arguments(iterations, variant, bias):
 # Parity: outputs and every gradient, against the reference in float64
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (100, 65, 2, 8, 16)], ids=str)
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 def test_dynamic_parity(shape, iterations, bias):
