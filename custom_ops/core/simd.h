@@ -74,17 +74,22 @@ TFINV_INLINE Vec Held(Vec value) {
   return value;
 }
 
+// The largest square that is transposed in registers; what is larger is made of these.
+constexpr int kSquare = kLanes < 8 ? kLanes : 8;
+typedef float SquareRow __attribute__((vector_size(4 * kSquare)));
+typedef float SquareRowUnaligned __attribute__((vector_size(4 * kSquare), aligned(4)));
+
 // rows[r][c] becomes rows[c][r].
-TFINV_INLINE void TransposeSquare(Vec (&rows)[kLanes]) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  Vec turned[8];
+TFINV_INLINE void TransposeSquare(SquareRow (&rows)[kSquare]) {
+#if defined(__AVX2__)
+  SquareRow turned[8];
 #pragma GCC unroll 2
   for (int half = 0; half < 8; half += 4) {
-    const Vec* r = rows + half;
-    const Vec a = __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
-    const Vec b = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15);
-    const Vec c = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
-    const Vec d = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    const SquareRow* r = rows + half;
+    const SquareRow a = __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    const SquareRow b = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const SquareRow c = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    const SquareRow d = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
     turned[half] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
     turned[half + 1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
     turned[half + 2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
@@ -96,7 +101,7 @@ TFINV_INLINE void TransposeSquare(Vec (&rows)[kLanes]) {
     rows[row + 4] = __builtin_shufflevector(turned[row], turned[row + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
 #else
-  for (int row = 1; row < kLanes; ++row)
+  for (int row = 1; row < kSquare; ++row)
     for (int lane = 0; lane < row; ++lane) {
       const float kept = rows[row][lane];
       rows[row][lane] = rows[lane][row];
