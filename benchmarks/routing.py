@@ -118,6 +118,7 @@ def measure_peak(peer: str, problem: Problem, seed: int, threads: int = 2) -> di
 
     What the fused op keeps from the call before counts as taken by this one.
     """
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # its allocator keeps what it had: no peak would show
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
