@@ -1,0 +1,158 @@
+"""Where a training step's time goes, for each model: data, forward, gradient, the rest.
+
+    python benchmarks/step_profile.py                     # the article's networks and ours, some minutes
+    python benchmarks/step_profile.py --networks cnn:cnn_00 --csv docs/benchmarks/step_profile.csv
+
+`data` is the time in which the pipeline alone makes a batch; training makes the next batch meanwhile, so that
+it is a share of the processor's time and not a wait. `forward` is the network in training mode, `gradient`
+forward and backward of its loss, `step` the whole of `train_step`; one call of each a round, interleaved. An
+adversarial network, whose step has several losses, has no gradient of its own.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+NETWORKS = (
+    *("cnn:cnn_00", "cnn:cnn_bn_00", "cnn:cnn_pool_00", "capsnet:article", "em_capsnet:article"),
+    *(
+        "efficient_capsnet:efficient_capsnet",
+        "stn_cnn:stn_cnn",
+        "group_cnn:group_cnn_c4",
+        "autoencoder:article",
+    ),
+    *("adversarial_autoencoder:article", "hypernet:convolutional", "hypernet:address"),
+    *("generative_capsules:continuous", "address_generator:quick"),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where a training step's time goes."""
+
+    networks: tuple[str, ...] = NETWORKS
+    """Networks, MODEL:PRESET."""
+    rounds: int = 7
+    """Interleaved rounds that are counted; two more go before them."""
+    csv: Path | None = None
+    """File for the rounds."""
+    seed: int = 0
+
+
+def batches_of(run, protocol, images: int):
+    """The run's stream on so many images."""
+    from tfinv import data
+
+    split = data.select(protocol, data.load_dataset(run.dataset), "train", 0.0, images)
+    if protocol.task == "recognition":
+        return data.batches(protocol, split, run.training.batch_size, run.seed, epochs=1)
+    shared = run.training.images_per_code
+    return data.pairs(protocol, split, run.training.batch_size, run.seed, epochs=1, images_per_code=shared)
+
+
+def parts(name: str, seed: int):
+    """Part of a step -> a call of it; and the number of images and parameters."""
+    import keras
+    import tensorflow as tf
+
+    from tfinv import models, training
+    from tfinv.data import get_protocol, load_dataset, select
+
+    model_name, _, preset = name.partition(":")
+    run = models.default_run(model_name, preset)
+    protocol = get_protocol(run.protocol)
+    dataset = load_dataset(run.dataset)
+    classes = len(select(protocol, dataset, "test", limit=10).class_names)
+    keras.utils.set_random_seed(seed)
+    network = training.build_model(run, protocol, dataset.image_shape, classes)
+    objective = models.objective(model_name, network)
+    model = objective.model
+    optimizer = training.make_optimizer(run.training, 100)
+    model.compile(optimizer, loss=objective.loss, loss_weights=objective.loss_weights, jit_compile=False)
+    # Whole batches, enough of them that starting the pipeline is a small part.
+    stream = batches_of(run, protocol, 40 * run.training.batch_size).map(objective.adapt)
+    inputs, targets = next(iter(stream))
+    train = model.make_train_function() or model.train_function
+    repeated = iter(tf.data.Dataset.from_tensors((inputs, targets)).repeat())
+
+    @tf.function
+    def forward():
+        return model(inputs, training=True)
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(inputs, targets, model(inputs, training=True))
+        return tape.gradient(loss, model.trainable_variables)
+
+    calls = {"forward": forward, "gradient": gradient, "step": lambda: train(repeated)}
+    if hasattr(model, "further_optimizers"):
+        del calls["gradient"]
+    return stream, calls, run.training.batch_size, network.count_params()
+
+
+def finish(value) -> None:
+    """Waits for a result."""
+    import tensorflow as tf
+
+    for tensor in tf.nest.flatten(value):
+        if hasattr(tensor, "numpy"):
+            tensor.numpy()
+
+
+def measure(name: str, config: Config) -> list[dict]:
+    stream, calls, batch, parameters = parts(name, config.seed)
+    rows = []
+    for number in range(-2, config.rounds):
+        seconds = {}
+        start, count = time.perf_counter(), 0
+        for _ in stream:
+            count += 1
+        seconds["data"] = (time.perf_counter() - start) / count
+        for part, call in calls.items():
+            start = time.perf_counter()
+            finish(call())
+            seconds[part] = time.perf_counter() - start
+        row = {"network": name, "batch": batch, "parameters": parameters, "round": number}
+        rows += [{**row, "part": part, "seconds": value} for part, value in seconds.items() if number >= 0]
+    return rows
+
+
+def show(frame: pd.DataFrame) -> None:
+    columns = ("data ms", "forward ms", "gradient ms", "step ms", "data / step", "images/s")
+    table = Table("network", "parameters", "batch", *columns)
+    for (name, parameters, batch), group in frame.groupby(["network", "parameters", "batch"], sort=False):
+        median = group.groupby("part")["seconds"].median()
+        times = [
+            f"{median[part] * 1e3:.1f}" if part in median else "-" for part in ("data", "forward", "gradient")
+        ]
+        share, speed = median["data"] / median["step"], batch / median["step"]
+        cells = (f"{parameters:,}", str(batch), *times, f"{median['step'] * 1e3:.1f}")
+        table.add_row(name, *cells, f"{share:.3f}", f"{speed:.0f}")
+    Console(width=140).print(table)
+
+
+def main(config: Config) -> None:
+    wrong = [name for name in config.networks if ":" not in name]
+    if wrong:
+        sys.exit(f"Expected networks as MODEL:PRESET. Received: {', '.join(wrong)}")
+    rows = []
+    for name in config.networks:
+        rows += measure(name, config)
+    frame = pd.DataFrame(rows)
+    show(frame)
+    if config.csv:
+        frame.to_csv(config.csv, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
