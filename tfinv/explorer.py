@@ -68,9 +68,12 @@ def build(page: Path, zoo: Path) -> Path:
 
 
 def _turns(result: Result) -> bool:
+    """Tells whether the page can show a network: it turns upright images, and compares."""
     protocol = report.protocol_of(result.config)
-    return (result.folder / runs.MODEL).is_file() and (
-        (result.config.dataset, protocol.transformation) == ("mnist", "rotation")
+    return (
+        (result.folder / runs.MODEL).is_file()
+        and (result.config.dataset, protocol.transformation) == ("mnist", "rotation")
+        and not protocol.upright
     )
 
 

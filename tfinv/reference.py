@@ -19,6 +19,14 @@ from tfinv.summary import Result
 MODEL_BYTES = 6_000_000
 ZOO_BYTES = 25_000_000
 _TABLES = (runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE)
+_LIMITS = {
+    "recognition": (
+        "It puts any image into one of its classes, also one of none; its probabilities are not calibrated.",
+    ),
+    "generation": (
+        "The figures are squared errors of pixels from -1 to 1, which say little of how a picture looks.",
+    ),
+}
 # The same in every file, so that the same weights make the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -99,7 +107,9 @@ def card(folder: Path, config: RunConfig) -> Iterator[str]:
     restricted = " and ".join(map(str, protocol.restricted_classes)) or "none"
     yield f"- **Task**: {protocol.task} under the protocol `{protocol.name}`: {protocol.transformation}"
     yield f"  {_range(protocol.free)}, but {_range(protocol.restricted)} for the classes {restricted}."
-    yield f"- **Data**: {config.dataset}, images [N, H, W, C] in 0..1. {_licence(config.dataset)}"
+    black, white = protocol.pixel_range
+    pixels = f"images [N, H, W, C] in {black:g}..{white:g}"
+    yield f"- **Data**: {config.dataset}, {pixels}. {_licence(config.dataset)}"
     made = report.command_row(network.results[0])
     yield f"- **Training**: {summary.budget(config)}; seed {config.seed}; {made['training']},"
     yield f"  {made['device']}. Command: {made['command']}"
@@ -114,9 +124,10 @@ def card(folder: Path, config: RunConfig) -> Iterator[str]:
     yield "One training: its spread over seeds is unknown. The project's README says what the tests are, and"
     yield "`invariance.csv` has every class at every parameter.\n"
     yield "## Limits\n"
-    yield f"It knows centred images like those of {config.dataset} and nothing else, and was made to show"
-    yield "what a network carries over from some classes to others. It does not tell whether an image is of"
-    yield "any of its classes.\n"
+    yield f"It was trained on the centred images of {config.dataset} and measured on nothing else, to show"
+    yield "what a network carries over from some classes to others."
+    yield from _LIMITS[protocol.task]
+    yield ""
 
 
 def _result(folder: Path, config: RunConfig) -> Result:

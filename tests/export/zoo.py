@@ -33,10 +33,10 @@ def is_generator(model: keras.Model) -> bool:
     return isinstance(model.input, dict)
 
 
-def inputs_for(model: keras.Model, count: int = 6) -> dict[str, np.ndarray]:
-    """What the first endpoint of a model takes, by name."""
+def inputs_for(model: keras.Model, count: int = 6, images: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """What the first endpoint of a model takes, by name; random images unless given."""
     random = np.random.default_rng(count)
-    images = random.random((count, *SHAPE), dtype=np.float32)
+    images = random.random((count, *SHAPE), dtype=np.float32) if images is None else images[:count]
     if not is_generator(model):
         return {"images": images}
     # One parameter for every three images, where that is possible: networks have to repeat it.

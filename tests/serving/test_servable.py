@@ -1,6 +1,7 @@
 """A servable answers what the model answers, alone or in a batch with others, and names what it refuses."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -77,6 +78,27 @@ def test_one_broken_image_fails_its_own_request_alone(saved):
         thread.join()
     refused = [answer for answer in answers if isinstance(answer, str)]
     assert len(refused) == 1 and len(answers) == 5 and "\n" not in refused[0], refused
+
+
+def test_few_images_are_decoded_at_once(saved):
+    servable, under_way, most = Servable(saved), [], []
+    signature = servable._signatures["classify_png"]
+
+    def slow(encoded):
+        under_way.append(encoded)
+        most.append(len(under_way))
+        time.sleep(0.05)
+        under_way.pop()
+        return {"scores": encoded}
+
+    signature._function = slow
+    given = {"encoded": np.array([b"picture"], object)}
+    threads = [threading.Thread(target=servable.predict, args=(given, "classify_png")) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 8 and max(most) == 2
 
 
 def test_signatures_and_models_have_queues_of_their_own(saved):

@@ -122,13 +122,16 @@ def test_rest_listens_on_this_machine_alone(rest):
 @pytest.mark.slow
 def test_rest_stops_gracefully(saved):
     # Requests wait a second for others, so that one is under way when the server is told to stop.
-    with started(saved, "--batch-timeout", 1.0) as (process, port):
+    with started(saved, "--batch-timeout", 1.0, "--max-waiting", 1) as (process, port):
         wait_until(lambda: ask(port, "GET", "/healthz")[0] == 200, process)
         answers = []
         body = json.dumps({"instances": images(1).tolist()})
         asking = threading.Thread(target=lambda: answers.append(ask(port, "POST", PREDICT, body)[0]))
         asking.start()
         time.sleep(0.4)
+        status, refused = ask(port, "POST", PREDICT, body)
+        assert status == 503 and b"Too many requests" in refused
+        assert ask(port, "GET", "/healthz")[0] == 200, "it is well, though it has enough to do"
         process.send_signal(signal.SIGTERM)
         asking.join(30)
         output, _ = process.communicate(timeout=60)
@@ -143,7 +146,8 @@ def test_grpc_from_start_to_stop(saved):
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-    with started(saved, "--grpc") as (process, port):
+    # Requests wait for others, so that one is under way when the server is told to stop.
+    with started(saved, "--grpc", "--batch-timeout", 0.5) as (process, port):
         channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         grpc.channel_ready_future(channel).result(START_SECONDS)
         state = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
@@ -186,8 +190,10 @@ def test_grpc_from_start_to_stop(saved):
                 predict(wrong)
             assert caught.value.code().name == code and message in caught.value.details(), message
             assert "\n" not in caught.value.details()
-        predict(request(images=tf.make_tensor_proto(given)))
+        pending = predict.future(request(images=tf.make_tensor_proto(given)))
+        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
+        assert len(tf.make_ndarray(pending.result(30).outputs["scores"])) == 3
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0 and "Traceback" not in output, output
 

@@ -23,11 +23,14 @@ def decode(image_bytes: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
 
     def decode_one(encoded):
         # Of any of the formats, whatever its name says; both widen grey to three equal channels.
-        picture = tf.cast(tf.io.decode_png(encoded, channels=3), tf.float32) / 255.0
+        # Shrunk as bytes: as floats, a picture of many pixels would take several times its memory.
+        picture = tf.image.resize(tf.io.decode_png(encoded, channels=3), (height, width), antialias=True)
         if channels != 3:
             grey = tf.reduce_sum(picture * tf.constant(_LUMA), axis=-1, keepdims=True)
             picture = tf.repeat(grey, channels, axis=-1)
-        return tf.image.resize(picture, (height, width), antialias=True)
+        return tf.ensure_shape(tf.cast(picture, tf.float32), shape) / 255.0
 
-    pictures = tf.map_fn(decode_one, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+    # One at a time, for the same reason.
+    spec = tf.TensorSpec(shape, tf.float32)
+    pictures = tf.map_fn(decode_one, image_bytes, parallel_iterations=1, fn_output_signature=spec)
     return tf.clip_by_value(pictures, 0.0, 1.0)

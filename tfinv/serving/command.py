@@ -50,7 +50,11 @@ def serve(
     check_range("limits.max_body_bytes", limits.max_body_bytes, low=1)
     folder = model if (model / "saved_model.pb").is_file() else model / runs.EXPORT
     if not (folder / "saved_model.pb").is_file():
-        raise UsageError(f"No SavedModel in {model}. Expected a run directory or the folder of a SavedModel.")
+        unexported = (model / runs.MODEL).is_file()
+        hint = f" Make one: python scripts/export_saved_model.py {model}" if unexported else ""
+        raise UsageError(
+            f"No SavedModel in {model}. Expected a run directory or the folder of a SavedModel.{hint}"
+        )
     name = name or (model if folder == model and model.name != runs.EXPORT else folder.parent).resolve().name
     if grpc:
         _serve_grpc(Servable(folder, limits), name, f"{host}:{port or _GRPC_PORT}")

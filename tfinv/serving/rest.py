@@ -46,6 +46,7 @@ def application(servable: Servable, name: str) -> Starlette:
     # Threads wait for their batch, so there are more than cores. But only one reads and writes JSON: many at
     # once would take the interpreter from each other, and the event loop must stay free to answer /healthz.
     pool, scribe = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(1)
+    under_way: set[Request] = set()
 
     def known(request: Request) -> None:
         if request.path_params["name"] != name:
@@ -68,18 +69,26 @@ def application(servable: Servable, name: str) -> Starlette:
         }
         return JSONResponse({"model_spec": {"name": name, "version": "1"}, "metadata": signatures})
 
-    async def predict(request: Request) -> JSONResponse:
+    async def predict(request: Request) -> Response:
         known(request)
-        body = await _body(request, servable.limits.max_body_bytes)
-        run = asyncio.get_running_loop().run_in_executor
-        inputs, signature, rows = await run(scribe, _read, servable, body)
-        outputs = await run(pool, servable.predict, inputs, signature)
-        return Response(await run(scribe, _write, outputs, rows), media_type="application/json")
+        if len(under_way) >= servable.limits.max_waiting:
+            raise RequestError("Too many requests are waiting; try again later.", "busy")
+        under_way.add(request)
+        try:
+            body = await _body(request, servable.limits.max_body_bytes)
+            run = asyncio.get_running_loop().run_in_executor
+            inputs, signature, rows = await run(scribe, _read, servable, body)
+            outputs = await run(pool, servable.predict, inputs, signature)
+            return Response(await run(scribe, _write, outputs, rows), media_type="application/json")
+        finally:
+            under_way.remove(request)
 
-    async def refuse(_: Request, error: Exception) -> JSONResponse:
+    async def refuse(_: Request, error: Exception) -> Response:
         if not isinstance(error, RequestError):
             raise error
-        return JSONResponse({"error": str(error)}, _STATUS[error.kind])
+        # Not JSONResponse, which cannot write half a surrogate pair that the request has as a name.
+        content = json.dumps({"error": str(error)})
+        return Response(content, _STATUS[error.kind], media_type="application/json")
 
     routes = []
     for version in ("", "/versions/1"):

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's gRPC: Predict and GetModelMetadata's signatures, and the standard health service."""
+"""TensorFlow Serving's gRPC: Predict, and the standard health service."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,7 +30,11 @@ def make_server(servable: Servable, name: str, address: str) -> tuple[grpc.Serve
     """
     limit = servable.limits.max_body_bytes
     options = [("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", 0)]
-    server = grpc.server(ThreadPoolExecutor(_THREADS), options=options)
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS),
+        options=options,
+        maximum_concurrent_rpcs=servable.limits.max_waiting,  # beyond, it answers RESOURCE_EXHAUSTED
+    )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Predictor(servable, name), server)
     state = health.HealthServicer()
     state.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -1,7 +1,9 @@
 """A loaded SavedModel that answers requests: refuses malformed ones by name, and runs many as one batch."""
 
+import contextlib
 import math
 import os
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +18,21 @@ from tfinv.errors import UsageError
 
 # What a request means that names no signature, the first that there is.
 _DEFAULTS = ("serving_default", "classify", "transform", "generate")
-_MAX_WAITING = 1000
+# Encoded images decoded at once: a picture of a few kilobytes may unfold to half a gigabyte.
+_MAX_DECODING = 2
+_MAX_REASON = 300
 
 
 class RequestError(Exception):
     """A request that gets no answer.
 
     Args:
-        reason: One line for whoever sent it.
+        reason: For whoever sent it; made one line and shortened, because it may quote the request.
         kind: "invalid", "unknown" (no such model or signature), "large", or "busy".
     """
 
     def __init__(self, reason: str, kind: Literal["invalid", "unknown", "large", "busy"] = "invalid"):
-        super().__init__(reason)
+        super().__init__(" ".join(reason[:_MAX_REASON].split()))
         self.kind = kind
 
 
@@ -42,6 +46,8 @@ class Limits:
     """Bytes of one request."""
     batch_timeout: float = 0.0
     """Seconds that a request waits for others to share its batch, beyond the time that earlier ones take."""
+    max_waiting: int = 512
+    """Requests under way; more are refused at once."""
 
 
 class Servable:
@@ -112,10 +118,10 @@ class _Signature:
         self.inputs: dict[str, tf.TensorSpec] = dict(sorted(function.structured_input_signature[1].items()))
         self.outputs: dict[str, tf.TensorSpec] = dict(function.structured_outputs)
         specs = list(self.inputs.values())
+        encoded = any(spec.dtype == tf.string for spec in specs)
+        self._turn = threading.Semaphore(_MAX_DECODING) if encoded else contextlib.nullcontext()
         # One image that cannot be decoded would fail the batch, and with it the requests of others.
-        self._batches = all(
-            spec.dtype != tf.string and spec.shape.rank and spec.shape[0] is None for spec in specs
-        )
+        self._batches = not encoded and all(spec.shape.rank and spec.shape[0] is None for spec in specs)
         if self._batches:
             self._batched = tf.function(self._gathered(), input_signature=specs, autograph=False)
 
@@ -124,7 +130,7 @@ class _Signature:
             num_batch_threads=max(os.cpu_count() or 1, 1),
             max_batch_size=self._limits.max_batch_size,
             batch_timeout_micros=int(self._limits.batch_timeout * 1e6),
-            max_enqueued_batches=_MAX_WAITING,
+            max_enqueued_batches=self._limits.max_waiting,
             autograph=False,
         )
         def gathered(*values):
@@ -146,9 +152,10 @@ class _Signature:
                 found = self._batched(*map(tf.constant, values))
                 outputs = dict(zip(self.outputs, found, strict=True))
             else:
-                outputs = self._function(
-                    **{name: tf.constant(value) for name, value in zip(self.inputs, values, strict=True)}
-                )
+                with self._turn:
+                    outputs = self._function(
+                        **{name: tf.constant(value) for name, value in zip(self.inputs, values, strict=True)}
+                    )
         except tf.errors.UnavailableError:
             raise RequestError("Too many requests are waiting; try again later.", "busy") from None
         except tf.errors.InvalidArgumentError as error:  # such as bytes that are no image
