@@ -4,6 +4,7 @@ Needs the extras `explorer` and `onnx`, npm and a Chromium on the PATH; TFINV_RE
 missing one into a failure.
 """
 
+import dataclasses
 import functools
 import http.server
 import importlib.util
@@ -12,6 +13,7 @@ import shutil
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
@@ -22,10 +24,12 @@ from tfinv.errors import UsageError
 from tfinv.evaluation import load_model
 from tfinv.export.portable import functional
 from tfinv.export.single import single_endpoint
+from tfinv.summary import Result
 
 PAGE, ZOO = ROOT / "docs" / "explorer", ROOT / "saved_models" / "reference"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CNN, IMAGINING = "cnn_quick-mnist-rotate-34-s0", "cnn_quick_operators-mnist-rotate-34-s0"
+RENDERING = ("hypernet_address-mnist-rotate-49-s0", "address_generator_quick-mnist-rotate-49-s0")
 PHONE = {"width": 360, "height": 740}
 # What every network says, by its name.
 ANSWERS = """explorer.networks().map(({name, answer}) => {
@@ -176,6 +180,9 @@ def test_one_sees_a_network_fail_and_another_pass(show):
     change(page, label=8)
     curve = page.locator(f"[data-network='{CNN}'] svg").get_attribute("aria-label")
     assert "8 by angle; here 0.9" in curve and "Trained from -180 to 180" in curve
+    top = "(svg) => svg.querySelector('text').nextElementSibling.nextElementSibling.textContent"
+    errors = [page.locator(f"[data-network='{name}'] svg").evaluate(top) for name in RENDERING]
+    assert len(set(errors)) == 1 and float(errors[0]) > 0.01, "errors share an axis"
     pick(page, 9)  # in no training image
     assert page.locator(f"[data-network='{CNN}'] .curve").is_hidden()
     assert ":" not in verdicts(page)[CNN]
@@ -235,6 +242,11 @@ def test_a_phone_and_the_dark(show):
     assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     backgrounds = [page.evaluate("getComputedStyle(document.body).backgroundColor") for page in (phone, dark)]
     assert backgrounds == ["rgb(251, 251, 249)", "rgb(22, 24, 27)"]
+    phone.locator(".card").last.scroll_into_view_if_needed()
+    assert phone.evaluate("document.getElementById('angle').getBoundingClientRect().top") >= 0, (
+        "stays in sight"
+    )
+    phone.evaluate("scrollTo(0, 0)")
     before = phone.evaluate("explorer.state.degrees")
     phone.get_by_role("button", name="Keep turning").tap()
     phone.wait_for_function(f"explorer.state.degrees > {before} + 10")
@@ -247,6 +259,15 @@ def test_page_without_networks_says_what_to_run(browser, serve, tmp_path):
     page.get_by_role("alert").wait_for(state="visible")
     assert "Run: python scripts/build_explorer.py" in page.get_by_role("alert").inner_text()
     page.close()
+
+
+def test_networks_that_turn_nothing_upright_are_left_out():
+    protocols = ("rotate-34", "rotate-49", "upright-49", "shift-49", "affine")
+    folder, turning = ZOO / CNN, {}
+    for name in protocols:
+        config = dataclasses.replace(models.read_run_config(folder), protocol=name)
+        turning[name] = explorer._turns(Result(folder, config, pd.DataFrame()))
+    assert [name for name in protocols if turning[name]] == ["rotate-34", "rotate-49"]
 
 
 def test_what_is_missing_is_named_before_anything_is_replaced(tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tfinv import report, runs, summary
+from tfinv import models, report, runs, summary
+from tfinv.config import RunConfig
 from tfinv.data import load_dataset
 from tfinv.data.dataset import Dataset
 from tfinv.errors import UsageError
@@ -31,6 +32,9 @@ PACKAGE = "onnxruntime-web"
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 _NPM_SECONDS = 300.0
 _PICKS = 3
+_IMAGINING = (
+    "It also trained on what it never saw: digits turned by a rotation that was learned from the other ones."
+)
 _FIRST = 3  # the digit that the page begins with
 
 
@@ -51,6 +55,7 @@ def build(page: Path, zoo: Path) -> Path:
     if not (page / "package.json").is_file():
         raise UsageError(f"Not the page: {page} lacks package.json.")
     shown = [network for network in summary.networks(summary.read(zoo)) if _turns(network.results[0])]
+    shown.sort(key=lambda network: report.protocol_of(network.config).task != "recognition")
     if not shown:
         raise UsageError(f"No networks trained on rotated MNIST in {zoo}.")
     check_onnx()
@@ -90,7 +95,8 @@ def _network(network: Network, folder: Path, dataset: Dataset) -> dict[str, Any]
     return {
         "name": config.run_id,
         "title": network.name,
-        "about": f"{_figures(network)}; {summary.budget(config)}, seed {config.seed}.",
+        "what": _what(config),
+        "about": f"{_figures(network, generating)}. {summary.budget(config)}, seed {config.seed}.",
         "file": file,
         "task": protocol.task,
         "scale": (white - black) ** 2,  # of squared errors; the page's pixels are 0 to 1
@@ -112,11 +118,22 @@ def _curves(result: Result, metric: str) -> dict[str, list[tuple[float, float]]]
     }
 
 
-def _figures(network: Network) -> str:
-    """The tests that the page speaks of, in words of the tables."""
+def _what(config: RunConfig) -> str:
+    """What a network is, in a sentence, and what sets its training apart."""
+    what = (models.get_model(config.model_name).__doc__ or "").strip().splitlines()[0]
+    return what if config.imagining.imagination == "none" else f"{what} {_IMAGINING}"
+
+
+def _figures(network: Network, generating: bool) -> str:
+    """The tests that the page speaks of."""
     row = report.network_row(network)
-    shown = [name for name in row if name in ("Ptest", "Pinv") or name.endswith("outside / inside")]
-    return ", ".join(f"{name} {row[name]}" for name in shown)
+    if not generating:
+        restricted = " and ".join(map(str, report.protocol_of(network.config).restricted_classes))
+        tests = (("Ptest", "all test images"), ("Pinv", f"{restricted} about upside down"))
+        return ", ".join(f"{name} {row[name]} ({what})" for name, what in tests if name in row)
+    ratio = " outside / inside"
+    ratios = (f"{row[name]} for {name.removesuffix(ratio)}" for name in row if name.endswith(ratio))
+    return f"Error outside the range by that inside: {', '.join(ratios)}"
 
 
 def _images(dataset: Dataset) -> list[dict[str, Any]]:

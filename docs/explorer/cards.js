@@ -5,12 +5,14 @@ import { paint } from "./image.js";
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 30, RIGHT = 312, TOP = 8, BOTTOM = 108;
 
-/** Makes the card of a network; returns a function that shows an answer for a state. */
-export function card(network, parent) {
+/** Makes the card of a network; returns a function that shows an answer for a state. `worst` is the largest error of
+ *  all networks that render, whose curves share an axis. */
+export function card(network, parent, worst) {
   const part = document.getElementById("card").content.firstElementChild.cloneNode(true);
   const find = (selector) => part.querySelector(selector);
   part.dataset.network = network.name;
   find("h3").textContent = network.title;
+  find(".what").textContent = network.what;
   find(".about").textContent = network.about;
   const picture = network.picture ? portrait(find(".answer"), network.picture) : null;
   const expected = network.task === "generation" ? portrait(find(".answer"), "Expected") : null;
@@ -24,7 +26,7 @@ export function card(network, parent) {
     find(".verdict").textContent = verdict.text;
     if (verdict.right === undefined) delete find(".verdict").dataset.right;
     else find(".verdict").dataset.right = verdict.right;
-    drawCurve(network, state, find("svg"), find(".curve figcaption"));
+    drawCurve(network, state, network.task === "recognition" ? 1 : worst, find("svg"), find(".curve figcaption"));
     return verdict.text;
   };
 }
@@ -73,12 +75,11 @@ function probabilityBars(parent, classes) {
     });
 }
 
-function drawCurve(network, { label, degrees }, svg, caption) {
+function drawCurve(network, { label, degrees }, top, svg, caption) {
   const points = network.curves[label];
   svg.replaceChildren();
   svg.parentElement.hidden = points === undefined;
   if (points === undefined) return;
-  const top = network.task === "recognition" ? 1 : Math.max(...Object.values(network.curves).flat().map((p) => p[1]));
   const x = (angle) => LEFT + ((angle + 180) / 360) * (RIGHT - LEFT);
   const y = (value) => BOTTOM - (value / top) * (BOTTOM - TOP);
   const add = (name, attributes, text = "") => {

@@ -144,8 +144,10 @@ async function start() {
   for (let label = 0; label < 10; label++) by("label").add(new Option(label, label));
   const picks = content.images.map(addPick);
   const { open } = await import("./networks.js");
+  const rendering = content.networks.filter(({ task }) => task === "generation");
+  const worst = Math.max(...rendering.flatMap(({ curves }) => Object.values(curves).flat().map(([, error]) => error)));
   for (const network of content.networks) {
-    networks.push({ ...network, run: await open(network), show: card(network, by("cards")) });
+    networks.push({ ...network, run: await open(network), show: card(network, by("cards"), worst) });
   }
   picks[content.images.findIndex(({ label }) => label === content.first)].click();
 }
