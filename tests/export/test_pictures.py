@@ -1,6 +1,7 @@
 """Encoded pictures: what `classify_png` makes of PNG and JPEG files of any size and colour."""
 
 import io
+import struct
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfinv.export import export_saved_model
+from tfinv.export import export_saved_model, pictures
 from tfinv.export.pictures import decode
 
 RANDOM = np.random.default_rng(0)
@@ -78,6 +79,31 @@ def test_no_file_at_all(endpoints):
 def test_what_is_no_picture_is_refused(endpoints, damaged):
     with pytest.raises(tf.errors.InvalidArgumentError):
         endpoints["classify_png"](image_bytes=tf.constant([encoded(GREY), damaged]))
+
+
+def claiming(width, height, kind):
+    """A file of a few bytes that says it is a picture of that size."""
+    if kind == "PNG":
+        return encoded(GREY)[:16] + struct.pack(">II", width, height) + encoded(GREY)[24:]
+    file = encoded(GREY, "JPEG")
+    start = file.index(b"\xff\xc0") + 5  # of the frame: marker, length, precision, height, width
+    return file[:start] + struct.pack(">HH", height, width) + file[start + 4 :]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_of_too_many_pixels_takes_no_memory(endpoints, kind):
+    for _ in range(2):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"at most {pictures.MAX_PIXELS} pixels"):
+            endpoints["classify_png"](image_bytes=tf.constant([claiming(60_000, 60_000, kind)]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most"):
+        decoded(claiming(8193, 8192, kind))
+    assert decoded(claiming(12, 12, "PNG")).shape == (1, 12, 12, 1), "the size is all that was changed"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "WEBP"])
+def test_other_formats_are_refused(endpoints, kind):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Expected PNG or JPEG"):
+        endpoints["classify_png"](image_bytes=tf.constant([encoded(GREY, kind)]))
 
 
 def test_probabilities_are_shares_of_the_scores(endpoints):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.serving.conftest import SIZE
 from tfinv.errors import UsageError
-from tfinv.serving import Limits, RequestError, Servable
+from tfinv.serving import Limits, RequestError, Servable, servable
 
 
 def images(count, seed=0):
@@ -156,6 +156,24 @@ def test_what_is_refused_is_named(saved, signature, inputs, kind, message):
     with pytest.raises(RequestError, match=message) as caught:
         servable.predict(inputs, signature)
     assert caught.value.kind == kind and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "{{function_node f}} assertion failed: [Expected PNG.] [Condition x <= y] [[{{node map}}]]",
+            "Expected PNG.",
+        ),
+        (
+            "{{function_node f}} Invalid PNG data, size 60\n [[{{node g}}]] [Op:f]",
+            "Invalid PNG data, size 60",
+        ),
+    ],
+)
+def test_reasons_of_the_model_lose_what_is_of_its_graph(message, reason):
+    error = tf.errors.InvalidArgumentError(None, None, message)
+    assert servable._first_line(error) == reason
 
 
 def test_no_model(tmp_path):

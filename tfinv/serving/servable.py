@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ _DEFAULTS = ("serving_default", "classify", "transform", "generate")
 # Encoded images decoded at once: a picture of a few kilobytes may unfold to half a gigabyte.
 _MAX_DECODING = 2
 _MAX_REASON = 300
+# What TensorFlow writes around the reason of an error.
+_NODE, _ASSERTED = re.compile(r"\{\{[^}]*\}\}"), re.compile(r"assertion failed: \[(.*?)\]")
 
 
 class RequestError(Exception):
@@ -210,5 +213,6 @@ def _listed(shape) -> str:
 
 
 def _first_line(error: tf.errors.OpError) -> str:
-    text = " ".join((error.message or type(error).__name__).split())
-    return text.split(" [[", 1)[0][:200]
+    text = " ".join(_NODE.sub("", error.message or type(error).__name__).split())
+    asserted = _ASSERTED.search(text)
+    return asserted[1] if asserted else text.split(" [[", 1)[0][:200]
