@@ -198,9 +198,14 @@ def test_grpc_from_start_to_stop(saved):
         assert process.returncode == 0 and "Traceback" not in output, output
 
 
-def test_bad_command_lines_get_a_line(saved, tmp_path):
+def test_bad_command_lines_get_a_line(saved, tmp_path, rest):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "saved_model.pb").write_text("no model")
     for arguments, message in (
         ([tmp_path], "No SavedModel in"),
+        ([broken], "Cannot read a SavedModel from"),
+        ([saved, "--port", rest], "Cannot listen on"),
         ([saved, "--port", "99999"], "port=99999"),
         ([saved, "--max-batch-size", "0"], "max_batch_size=0"),
     ):

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def serve(
         limits: What one request may cost.
 
     Raises:
-        UsageError: If there is no such model or the extra is missing.
+        UsageError: If there is no such model, the port is taken, or the extra is missing.
     """
     missing = [module for module in _NEEDED if importlib.util.find_spec(module) is None]
     if missing:
@@ -48,6 +49,7 @@ def serve(
     check_range("port", 1 if port is None else port, low=1, high=65535)
     check_range("limits.max_batch_size", limits.max_batch_size, low=1)
     check_range("limits.max_body_bytes", limits.max_body_bytes, low=1)
+    check_range("limits.max_waiting", limits.max_waiting, low=1)
     folder = model if (model / "saved_model.pb").is_file() else model / runs.EXPORT
     if not (folder / "saved_model.pb").is_file():
         unexported = (model / runs.MODEL).is_file()
@@ -56,10 +58,24 @@ def serve(
             f"No SavedModel in {model}. Expected a run directory or the folder of a SavedModel.{hint}"
         )
     name = name or (model if folder == model and model.name != runs.EXPORT else folder.parent).resolve().name
+    servable = Servable(folder, limits)
     if grpc:
-        _serve_grpc(Servable(folder, limits), name, f"{host}:{port or _GRPC_PORT}")
+        _serve_grpc(servable, name, f"{host}:{port or _GRPC_PORT}")
     else:
+        # What is wrong is found out here, where it ends in one line, not in a process of BentoML's.
+        _check_free(host, port or _REST_PORT)
         _serve_rest(folder.resolve(), name, limits, host, port or _REST_PORT)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises UsageError if nobody can listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UsageError(f"Cannot listen on {host}:{port}: {error}") from None
 
 
 def _serve_grpc(servable: Servable, name: str, address: str) -> None:
