@@ -166,14 +166,17 @@ def test_what_is_refused_is_named(saved, signature, inputs, kind, message):
             "Expected PNG.",
         ),
         (
-            "{{function_node f}} Invalid PNG data, size 60\n [[{{node g}}]] [Op:f]",
+            "Graph execution error:\n\nDetected at node g defined at (most recent call last):\n"
+            "<stack traces unavailable>\nInvalid PNG data, size 60\n\t [[{{node g}}]] [Op:f]",
             "Invalid PNG data, size 60",
         ),
+        ("{{function_node f}} Invalid PNG data\n [[{{node g}}]] [Op:f]", "Invalid PNG data"),
+        ("", "InvalidArgumentError"),
     ],
 )
 def test_reasons_of_the_model_lose_what_is_of_its_graph(message, reason):
     error = tf.errors.InvalidArgumentError(None, None, message)
-    assert servable._first_line(error) == reason
+    assert servable._reason(error) == reason
 
 
 def test_no_model(tmp_path):

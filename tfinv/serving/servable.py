@@ -162,7 +162,7 @@ class _Signature:
         except tf.errors.UnavailableError:
             raise RequestError("Too many requests are waiting; try again later.", "busy") from None
         except tf.errors.InvalidArgumentError as error:  # such as bytes that are no image
-            raise RequestError(f"Refused by the model: {_first_line(error)}") from None
+            raise RequestError(f"Refused by the model: {_reason(error)}") from None
         return {name: value.numpy() for name, value in outputs.items()}
 
     def _checked(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -212,7 +212,10 @@ def _listed(shape) -> str:
     return f"[{', '.join('any' if side is None else str(side) for side in shape)}]"
 
 
-def _first_line(error: tf.errors.OpError) -> str:
-    text = " ".join(_NODE.sub("", error.message or type(error).__name__).split())
-    asserted = _ASSERTED.search(text)
-    return asserted[1] if asserted else text.split(" [[", 1)[0][:200]
+def _reason(error: tf.errors.OpError) -> str:
+    message = error.message or type(error).__name__
+    if asserted := _ASSERTED.search(message):
+        return asserted[1]
+    # Above the reason may be where the graph was made, below are the nodes.
+    lines = [line.strip() for line in _NODE.sub("", message.split("[[", 1)[0]).splitlines()]
+    return next(filter(None, reversed(lines)), type(error).__name__)[:200]
