@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from tfinv import runs
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, usage_error_within
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -44,6 +44,11 @@ def guarded(function: Callable[[], Any], advice: str = "") -> None:
     except KeyboardInterrupt:
         print(f"Interrupted. {advice}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        within = usage_error_within(error)
+        if within is None:
+            raise
+        _fail(str(within))
 
 
 def _fail(message: str) -> None:

@@ -151,7 +151,8 @@ class RunConfig(Generic[ModelConfig]):
     evaluation: EvaluationConfig = EvaluationConfig()
     imagining: ImaginationConfig = ImaginationConfig()
     dataset: str = "mnist"
-    """Name of a dataset, or path of an .npz with x_train, y_train, x_test, y_test."""
+    """Name of a dataset, or path of an .npz with x_train, y_train, x_test, y_test, or of a folder that
+    scripts/make_dataset.py wrote."""
     protocol: str = "rotate-34"
     """Which class is seen under which transformations."""
     restricted_classes: tuple[int, ...] | None = None

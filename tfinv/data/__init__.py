@@ -5,6 +5,8 @@ from tfinv.data.datasets import load_dataset
 from tfinv.data.generation import make_pairs, pairs
 from tfinv.data.pipeline import batches, make_dataset, mapped, render, sample_parameters, scale_pixels
 from tfinv.data.protocol import PROTOCOLS, Evaluation, Protocol, Range, Split, get_protocol, select
+from tfinv.data.shards import write_shards
+from tfinv.data.stored import StoredImages
 
 __all__ = [
     "PROTOCOLS",
@@ -13,6 +15,7 @@ __all__ = [
     "Protocol",
     "Range",
     "Split",
+    "StoredImages",
     "batches",
     "get_protocol",
     "load_dataset",
@@ -24,4 +27,5 @@ __all__ = [
     "sample_parameters",
     "scale_pixels",
     "select",
+    "write_shards",
 ]

@@ -1,9 +1,10 @@
-"""The in-memory form every dataset takes."""
+"""The form every dataset takes: labels in memory, images in memory or in shards on disk."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from tfinv.data.stored import Images, StoredImages
 from tfinv.errors import UsageError
 
 
@@ -13,14 +14,15 @@ class Dataset:
 
     Attributes:
         name: Short name, used in run ids.
-        x_train, x_test: Images [N, H, W, C], uint8 in 0..255 or floating point in 0..1; C is 1 or 3.
+        x_train, x_test: Images [N, H, W, C], uint8 in 0..255 or floating point in 0..1; C is 1 or 3. Those of
+            a sharded dataset are read when they are looked at.
         y_train, y_test: Integer class labels [N], 0..num_classes-1.
     """
 
     name: str
-    x_train: np.ndarray
+    x_train: Images
     y_train: np.ndarray
-    x_test: np.ndarray
+    x_test: Images
     y_test: np.ndarray
 
     def __post_init__(self) -> None:
@@ -33,7 +35,7 @@ class Dataset:
                 f"x_train.shape={self.x_train.shape}, x_test.shape={self.x_test.shape}"
             )
 
-    def images(self, split: str) -> np.ndarray:
+    def images(self, split: str) -> Images:
         return {"train": self.x_train, "test": self.x_test}[split]
 
     def labels(self, split: str) -> np.ndarray:
@@ -42,7 +44,7 @@ class Dataset:
     @property
     def classes(self) -> tuple[int, ...]:
         """The labels that occur, in ascending order."""
-        return tuple(int(label) for label in np.unique(np.concatenate([self.y_train, self.y_test])))
+        return tuple(int(label) for label in np.union1d(np.unique(self.y_train), np.unique(self.y_test)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -50,7 +52,7 @@ class Dataset:
         return height, width, channels
 
 
-def _check_images(name: str, key: str, images: np.ndarray) -> None:
+def _check_images(name: str, key: str, images: Images) -> None:
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise UsageError(
             f"Invalid images in {name}. Expected {key} of shape [N, H, W, C] with 1 or 3 channels and "
@@ -63,6 +65,8 @@ def _check_images(name: str, key: str, images: np.ndarray) -> None:
             f"Invalid images in {name}. Expected {key} as uint8 in 0..255 or as floating point in 0..1. "
             f"Received: {key}.dtype={images.dtype}"
         )
+    if isinstance(images, StoredImages):  # checked when they were written
+        return
     low, high = float(images.min()), float(images.max())
     if not (low >= 0.0 and high <= 1.0):  # also catches NaN
         raise UsageError(

@@ -9,6 +9,7 @@ from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.pipeline import draws, mapped, render, sample_parameters, scale_pixels, stateless_key
 from tfinv.data.protocol import Protocol, Split, get_protocol, select
+from tfinv.data.stored import reader
 from tfinv.data.transforms import get_transform
 
 
@@ -32,7 +33,7 @@ def make_pairs(
         split: "train", "validation" or "test".
         batch_size: Images a batch; the last batch of an epoch may be smaller.
         seed: Seed of the order and of the parameters.
-        data: Name, path of an .npz, or Dataset.
+        data: Name, path, or Dataset.
         epochs: Number of epochs that the whole training has.
         start_epoch: First epoch to deliver, for resuming.
         shuffle: Whether each epoch has its own order; by default for the training part only.
@@ -67,11 +68,11 @@ def pairs(
     images_per_code: int = 1,
 ) -> tf.data.Dataset:
     """Makes the pipeline of selected images; see `make_pairs` and, for `stream`, `sample_parameters`."""
-    images, code = tf.constant(split.images), get_transform(protocol.transformation).code
+    images_at, code = reader(split.images), get_transform(protocol.transformation).code
 
     @tf.autograph.experimental.do_not_convert
     def load(indices, parameters):
-        raw = tf.gather(images, indices)
+        raw = images_at(indices)
         target = render(protocol, raw, tf.repeat(parameters, images_per_code, axis=0))
         upright = scale_pixels(protocol, raw)
         if protocol.upright:

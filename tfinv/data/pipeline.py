@@ -12,11 +12,15 @@ import tensorflow as tf
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.protocol import Protocol, Range, Split, get_protocol, select
+from tfinv.data.stored import reader
 from tfinv.data.transforms import get_transform
 
 # Different uses of one seed must not share random numbers.
 _PURPOSES = ("order", "parameters")
 _STREAMS = ("train", "validation", "test", "pairs", "starts", "steps", "groups")
+# Up to so many images, order and parameters of an epoch are drawn at once; of more, batch by batch, because
+# tables of all images would be most of the memory that training takes.
+WHOLE_EPOCH = 2**20
 
 
 def sample_parameters(
@@ -26,6 +30,7 @@ def sample_parameters(
     epoch,
     override: Range | None = None,
     stream: str = "train",
+    indices: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Draws one parameter for each image, from the range of its class; none of those that are held out.
 
@@ -37,24 +42,52 @@ def sample_parameters(
         override: Range for all images in place of the protocol's; nothing is held out then.
         stream: What for: "train", "validation", "test", "groups" of images that share a parameter, or
             "pairs", "starts", "steps" of imagination; each has random numbers of its own.
+        indices: Which of all images these are [N], of any length: the parameters of each then depend on its
+            index and not on N.
 
     Returns:
         Parameters [N, *PARAMETER_SHAPE], float32.
     """
     transform = get_transform(protocol.transformation)
     free, limited = override or protocol.free, override or protocol.restricted
-    shape = (restricted.shape[0], *transform.PARAMETER_SHAPE)
     key = stateless_key(seed, epoch, "parameters", stream)
     low = tf.where(restricted, np.float32(limited.low), np.float32(free.low))
     high = tf.where(restricted, np.float32(limited.high), np.float32(free.high))
 
     def draw(own_key):
+        if indices is not None:
+            return transform.sample(_uniforms_at(own_key, indices, transform.PARAMETER_SHAPE), low, high)
+        shape = (restricted.shape[0], *transform.PARAMETER_SHAPE)
         return transform.sample(tf.random.stateless_uniform(shape, own_key, alg="philox"), low, high)
 
     held_out = protocol.held_out
     if held_out is None or override is not None:
         return draw(key)
     return _redrawn(draw, key, lambda drawn: transform.contains(drawn, *held_out.bounds))
+
+
+def _uniforms_at(key: tf.Tensor, indices: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Uniforms in [0, 1) [N, *shape] that are a function of the key and of each index alone.
+
+    Reference:
+        SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+    """
+    size = int(np.prod(shape, dtype=int))
+    key = tf.bitcast(key, tf.uint64)
+    counters = tf.cast(indices, tf.uint64)[:, tf.newaxis] * np.uint64(size) + np.arange(size, dtype=np.uint64)
+    bits = _mixed(_mixed(counters + key[0]) + key[1])
+    values = tf.cast(tf.bitwise.right_shift(bits, np.uint64(40)), tf.float32) * np.float32(2.0**-24)
+    return tf.reshape(values, (-1, *shape))
+
+
+def _mixed(bits: tf.Tensor) -> tf.Tensor:
+    """A bijection of 64 bits, each of which changes half the others."""
+    bits += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, np.uint64(shift))) * np.uint64(
+            factor
+        )
+    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, np.uint64(31)))
 
 
 def _redrawn(draw: Callable, key: tf.Tensor, refused: Callable) -> tf.Tensor:
@@ -120,7 +153,7 @@ def make_dataset(
         split: "train", "validation" or "test".
         batch_size: Images a batch; the last batch of an epoch may be smaller.
         seed: Seed of the order and of the parameters.
-        data: Name, path of an .npz, or Dataset.
+        data: Name, path, or Dataset.
         epochs: Number of epochs that the whole training has.
         start_epoch: First epoch to deliver, for resuming.
         shuffle: Whether each epoch has its own order; by default for the training part only.
@@ -157,11 +190,11 @@ def batches(
     `replace` returns the parameters of an epoch [N, *PARAMETER_SHAPE] to use in place of those drawn, given
     the epoch, those drawn, the place of each image in its batch [N] and whether its class is restricted [N].
     """
-    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    images_at, labels = reader(split.images), tf.constant(split.labels)
 
     @tf.autograph.experimental.do_not_convert
     def load(indices, parameters):
-        return render(protocol, tf.gather(images, indices), parameters), tf.gather(labels, indices)
+        return render(protocol, images_at(indices), parameters), tf.gather(labels, indices)
 
     drawn = draws(protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream, replace)
     return mapped(drawn, load)
@@ -189,6 +222,8 @@ def draws(
 ) -> tf.data.Dataset:
     """Makes the batches of (indices of images [B], their parameters [B, *PARAMETER_SHAPE]); see `batches`."""
     count = len(split)
+    if count > WHOLE_EPOCH and replace is None:
+        return _draws_by_batch(protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream)
 
     # Nothing in here needs AutoGraph, which warns about the module look-up of the transformation.
     @tf.autograph.experimental.do_not_convert
@@ -209,3 +244,32 @@ def draws(
     dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(epoch_batches)
     steps = -(-count // batch_size) * max(epochs - start_epoch, 0)
     return dataset.apply(tf.data.experimental.assert_cardinality(steps))
+
+
+def _draws_by_batch(
+    protocol: Protocol,
+    split: Split,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    start_epoch: int,
+    shuffle: bool,
+    stream: str,
+) -> tf.data.Dataset:
+    """Does what `draws` does with the memory of a batch: the order is a permutation that is computed."""
+    count = len(split)
+    steps = -(-count // batch_size)
+    restricted = tf.constant(split.restricted)
+
+    @tf.autograph.experimental.do_not_convert
+    def batch(number):
+        epoch = number // steps
+        first = number % steps * batch_size
+        places = tf.range(first, tf.minimum(first + batch_size, count))
+        if shuffle:
+            key = stateless_key(seed, epoch, "order", stream)
+            places = tf.random.experimental.index_shuffle(places, key, tf.constant(count - 1, tf.int64))
+        own = tf.gather(restricted, places)
+        return places, sample_parameters(protocol, own, seed, epoch, stream=stream, indices=places)
+
+    return tf.data.Dataset.range(start_epoch * steps, max(epochs, start_epoch) * steps).map(batch)

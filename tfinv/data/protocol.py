@@ -13,6 +13,7 @@ import numpy as np
 
 from tfinv.config import Task
 from tfinv.data.dataset import Dataset
+from tfinv.data.stored import Images, take
 from tfinv.errors import UsageError
 
 
@@ -120,7 +121,7 @@ class Protocol:
                 classes are left.
         """
         kept = tuple(label for label in dataset.classes if label not in self.excluded_classes)
-        trained = set(dataset.y_train.tolist()) & set(kept)
+        trained = set(np.unique(dataset.y_train).tolist()) & set(kept)
         missing = [label for label in self.restricted_classes if label not in trained]
         if missing:
             raise UsageError(
@@ -151,7 +152,7 @@ class Split:
         class_names: The dataset's label of each renumbered one, as text.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     restricted: np.ndarray
     class_names: tuple[str, ...]
@@ -161,7 +162,7 @@ class Split:
 
     def only(self, mask: np.ndarray) -> "Split":
         """Returns the images where `mask` [N] is true."""
-        return Split(self.images[mask], self.labels[mask], self.restricted[mask], self.class_names)
+        return Split(take(self.images, mask), self.labels[mask], self.restricted[mask], self.class_names)
 
 
 SPLITS = ("train", "validation", "test")
@@ -191,15 +192,19 @@ def select(
     kept = protocol.kept_classes(dataset)
     part = "test" if split == "test" else "train"
     all_labels = dataset.labels(part)
-    indices = np.flatnonzero(np.isin(all_labels, kept))
+    # A table of the labels' new numbers: of millions of labels, nothing larger than a byte is made here.
+    numbers = np.full(max(dataset.classes) + 1, -1, np.int32)
+    numbers[list(kept)] = np.arange(len(kept))
+    indices = np.flatnonzero((numbers >= 0)[all_labels])
     if part == "train":
         held_out = round(len(indices) * validation_fraction)
         cut = len(indices) - held_out
         indices = indices[:cut] if split == "train" else indices[cut:]
-    labels = all_labels[indices[:limit]]
+    indices = indices[:limit]
+    labels = all_labels[indices]
     return Split(
-        images=dataset.images(part)[indices[:limit]],
-        labels=np.searchsorted(kept, labels).astype(np.int32),
+        images=take(dataset.images(part), indices),
+        labels=numbers[labels],
         restricted=np.isin(labels, protocol.restricted_classes),
         class_names=tuple(map(str, kept)),
     )

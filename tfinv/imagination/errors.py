@@ -28,7 +28,7 @@ def nearer_direction(model: keras.Model, protocol: Protocol, split: Split) -> ke
     reverse = keras.Model([images, steps], model([images, -steps]), name=model.name)
     angle = (protocol.free.high - protocol.free.low) / 6
     some = split.only(np.arange(len(split)) < _JUDGES)
-    pictures, parameter = tf.constant(some.images), tf.constant([angle])
+    pictures, parameter = tf.constant(some.images[:]), tf.constant([angle])
     upright = render(protocol, pictures, tf.zeros(len(some)))
     true = render(protocol, pictures, tf.repeat(parameter, len(some)))
 

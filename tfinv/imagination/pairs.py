@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfinv.config import ImaginationConfig
-from tfinv.data import Protocol, Range, Split, render, sample_parameters
+from tfinv.data import Protocol, Range, Split, StoredImages, render, sample_parameters
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 
@@ -60,7 +60,8 @@ def free_images(split: Split, config: ImaginationConfig, seed: int) -> tuple[Spl
         seed: Draws the classes and the order of the images.
 
     Returns:
-        The images to learn from and the held-out ones, both of free classes only, shuffled.
+        The images to learn from and the held-out ones, both of free classes only, shuffled; of a dataset
+        on disk, about `operator_pairs` at most.
 
     Raises:
         UsageError: If there are not so many free classes, or too few images.
@@ -75,6 +76,8 @@ def free_images(split: Split, config: ImaginationConfig, seed: int) -> tuple[Spl
     random = np.random.default_rng(seed)
     chosen = np.isin(split.labels, random.permutation(labels)[:count]) & ~split.restricted
     indices = random.permutation(np.flatnonzero(chosen))
+    if isinstance(split.images, StoredImages):  # read into memory: only so many
+        indices = indices[: config.operator_pairs + _MOST_HELD_OUT]
     held_out = min(round(len(indices) * _HELD_OUT), _MOST_HELD_OUT)
     if not held_out:
         raise UsageError(f"Too few images of free classes to learn a transformation from: {len(indices)}.")
