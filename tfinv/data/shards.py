@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
+from tfinv import runs
 from tfinv.data.dataset import Dataset
 from tfinv.data.stored import StoredImages, array_record
 from tfinv.errors import UsageError
@@ -50,7 +50,8 @@ def write_shards(
         The folder.
 
     Raises:
-        UsageError: If the folder exists or the images are of different shapes or types, or none.
+        UsageError: If the folder exists, another process writes it, or the images are of different shapes or
+            types, or none.
         OSError: If the folder cannot be written.
     """
     path = Path(path).expanduser().absolute()
@@ -58,7 +59,7 @@ def write_shards(
         raise UsageError(f"Invalid value for shard_size. Expected at least 1. Received: {shard_size}")
     check_target(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+    with runs.locked(path):
         for left in path.parent.glob(f".partial-*-{path.name}"):  # of a process that was killed
             shutil.rmtree(left)
         with replacing(path) as partial:
