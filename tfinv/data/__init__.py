@@ -3,7 +3,15 @@
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.generation import make_pairs, pairs
-from tfinv.data.pipeline import batches, make_dataset, mapped, render, sample_parameters, scale_pixels
+from tfinv.data.pipeline import (
+    batches,
+    make_dataset,
+    mapped,
+    part_of,
+    render,
+    sample_parameters,
+    scale_pixels,
+)
 from tfinv.data.protocol import PROTOCOLS, Evaluation, Protocol, Range, Split, get_protocol, select
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "make_pairs",
     "mapped",
     "pairs",
+    "part_of",
     "render",
     "sample_parameters",
     "scale_pixels",
