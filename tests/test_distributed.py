@@ -248,7 +248,7 @@ def killed(processes, digits_npz, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(processes, killed, tmp_path_factory):
-    """Folder of small runs trained alone, by two replicas and by two workers; by those the killed run, too."""
+    """Folder of small runs trained alone, by two replicas, by two workers; by those the killed run, too."""
     folder = tmp_path_factory.mktemp("together")
     program = ["-m", "tests.replicas"]
     workers = [

@@ -13,17 +13,36 @@ from tfinv.distributed.team import Team
 
 
 class SharedStatistics(keras.callbacks.Callback):
-    """Averages the statistics of replicas before they are used: for held-out images, and after an epoch."""
+    """Replaces moving statistics of batch normalisation by their means over replicas, before they are used.
+
+    That is for held-out images, and after an epoch.
+    """
 
     def __init__(self, team: Team):
         super().__init__()
-        self._team = team
+        self._strategy = team.strategy
+        self._statistics: list[keras.Variable] = []
+
+    def on_train_begin(self, logs=None):
+        names = ("moving_mean", "moving_variance")
+        weights = self.model.non_trainable_weights
+        self._statistics = [weight for weight in weights if weight.path.endswith(names)]
+        self._means = tf.function(self._average, autograph=False)
 
     def on_test_begin(self, logs=None):
-        self._team.average_statistics(self.model)
+        self._share()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._team.average_statistics(self.model)
+        self._share()
+
+    def _share(self):
+        if self._statistics:
+            for variable, value in zip(self._statistics, self._means(), strict=True):
+                variable.assign(value)
+
+    def _average(self):
+        own = self._strategy.run(lambda: [tf.identity(variable.value) for variable in self._statistics])
+        return [self._strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None) for values in own]
 
 
 def fit(
@@ -58,13 +77,15 @@ def fit(
         list(callbacks), add_progbar=verbose > 0, model=model, verbose=verbose, epochs=epochs, steps=steps
     )
 
+    names: dict[str, tuple[str, ...]] = {}  # of the metrics that a step returns
+
     @tf.function(autograph=False)
     def train_step(iterator):
-        strategy.run(model.train_step, args=(next(iterator),))
+        names["train"] = tuple(strategy.run(model.train_step, args=(next(iterator),)))
 
     @tf.function(autograph=False)
     def test_step(iterator):
-        strategy.run(model.test_step, args=(next(iterator),))
+        names["test"] = tuple(strategy.run(model.test_step, args=(next(iterator),)))
 
     everybody.on_train_begin()
     batches = iter(data)
@@ -76,20 +97,21 @@ def fit(
             everybody.on_train_batch_begin(step)
             train_step(batches)
             everybody.on_train_batch_end(step)
-        logs = _metrics(model)
+        logs = _metrics(model, names["train"])
         if held_out is not None:
             everybody.on_test_begin()
             model.reset_metrics()
             batches_held_out = iter(held_out)
             for _ in range(held_out_steps):
                 test_step(batches_held_out)
-            own = _metrics(model)
+            own = _metrics(model, names["test"])
             everybody.on_test_end(own)
             logs.update({f"val_{name}": value for name, value in own.items()})
         everybody.on_epoch_end(epoch, logs)
     everybody.on_train_end(logs)
 
 
-def _metrics(model: keras.Model) -> dict[str, float]:
-    """Reads the metrics of all replicas, in an order that all workers share."""
-    return {name: float(value) for name, value in model.get_metrics_result().items()}
+def _metrics(model: keras.Model, names: tuple[str, ...]) -> dict[str, float]:
+    """Reads all metrics of all replicas, in an order that workers share; returns those that are named."""
+    values = {name: float(value) for name, value in model.get_metrics_result().items()}
+    return {name: values[name] for name in names}

@@ -44,6 +44,11 @@ class Team:
         return self.strategy.num_replicas_in_sync if self.strategy else 1
 
     @property
+    def local(self) -> int:
+        """Number of copies in this process."""
+        return self.replicas // self.workers
+
+    @property
     def part(self) -> tuple[int, int]:
         """Which part of a batch this worker has, see `tfinv.data.batches`."""
         return self.index, self.workers
@@ -76,15 +81,15 @@ class Team:
         """Deals this worker's batches out to its replicas, and starts over at their end."""
         if self.strategy is None:
             return batches
-        local = self.replicas // self.workers
 
         def dealt(*batch):
-            own = [tf.data.Dataset.from_tensors(part_of(batch, (index, local))) for index in range(local)]
+            parts = [part_of(batch, (index, self.local)) for index in range(self.local)]
+            own = [tf.data.Dataset.from_tensors(part) for part in parts]
             return functools.reduce(tf.data.Dataset.concatenate, own)
 
         batches = batches.repeat()  # of no known end, at which replicas would have to agree in every step
-        if local > 1:
-            batches = batches.flat_map(dealt).prefetch(2 * local)
+        if self.local > 1:
+            batches = batches.flat_map(dealt).prefetch(2 * self.local)
         return self.strategy.distribute_datasets_from_function(lambda _: batches)
 
     def broadcast(self, message: bytes) -> bytes:
@@ -107,46 +112,22 @@ class Team:
 
     def _sum_bytes(self, message: bytes, length: int = 8) -> bytes:
         """Adds the chief's bytes to zeros of the others, in floats, which any means of communication adds."""
-        strategy, local = self.strategy, self.replicas // self.workers
         values = np.zeros(length, np.float32)
         if self.chief:
             values[:] = np.frombuffer(message, np.uint8)
-
-        @tf.function(autograph=False)
-        def add(own):
-            return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: own), axis=None)
-
-        return (add(tf.constant(values)).numpy() / local).astype(np.uint8).tobytes()
+        return (_adder(self.strategy)(tf.constant(values)).numpy() / self.local).astype(np.uint8).tobytes()
 
     def part_seeds(self, model: keras.Model) -> None:
         """Moves the seeds of dropout apart, so that no two replicas draw the same masks.
 
         They are a function of the chief's, which is kept in checkpoints; so are they after an interruption.
         """
-        for seed in _seeds(model) if self.strategy else ():
-            local = self.strategy.experimental_local_results(seed.value)
-            for index, copy in enumerate(local):
-                number = self.index * len(local) + index
-                copy.assign(copy + tf.cast([number, 0], copy.dtype))
-
-    def average_statistics(self, model: keras.Model) -> None:
-        """Replaces the moving statistics of batch normalisation by their means over replicas."""
-        statistics = [
-            weight
-            for weight in model.non_trainable_weights
-            if weight.path.endswith(("moving_mean", "moving_variance"))
-        ]
-        if self.strategy is None or not statistics:
+        if self.strategy is None:
             return
-        strategy = self.strategy
-
-        @tf.function(autograph=False)
-        def means():
-            own = strategy.run(lambda: [tf.identity(variable.value) for variable in statistics])
-            return [strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None) for values in own]
-
-        for variable, value in zip(statistics, means(), strict=True):
-            variable.assign(value)
+        for seed in _seeds(model):
+            for index, copy in enumerate(self.strategy.experimental_local_results(seed.value)):
+                number = self.index * self.local + index
+                copy.assign(copy + tf.cast([number, 0], copy.dtype))
 
 
 ALONE = Team()
@@ -154,3 +135,14 @@ ALONE = Team()
 
 def _seeds(model: keras.Model) -> list[keras.Variable]:
     return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+
+
+@functools.cache
+def _adder(strategy: tf.distribute.Strategy) -> Any:
+    """Returns what sums a vector over replicas; one function, so that it is traced once."""
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.float32)])
+    def add(own):
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: own), axis=None)
+
+    return add
