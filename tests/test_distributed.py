@@ -57,9 +57,9 @@ def test_parts_of_batches_are_the_batches(digits):
     parts = [list(batches(protocol, split, 20, 3, 2, 1, part=(index, 3))) for index in range(3)]
     assert {len(part) for part in parts} == {len(whole)}
     for step, batch in enumerate(whole):
-        for kind in range(2):
-            joined = np.concatenate([part[step][kind] for part in parts])
-            np.testing.assert_array_equal(joined, batch[kind])
+        images, labels = (np.concatenate([part[step][kind] for part in parts]) for kind in range(2))
+        np.testing.assert_allclose(images, batch[0], atol=1e-5)  # pixels are interpolated in other groups
+        np.testing.assert_array_equal(labels, batch[1])
         sizes = [len(part[step][1]) for part in parts]
         assert max(sizes) - min(sizes) <= 1 and sum(sizes) == len(batch[1])
 
@@ -75,9 +75,10 @@ def test_images_that_share_a_code_stay_together(digits):
             assert len(own["image"]) == 4 * len(own["code"]) > 0
         for key in ("image", "code"):
             np.testing.assert_array_equal(np.concatenate([own[key] for own, _ in shares]), inputs[key])
-        np.testing.assert_array_equal(np.concatenate([own["image"] for _, own in shares]), targets["image"])
+        joined = np.concatenate([own["image"] for _, own in shares])
+        np.testing.assert_allclose(joined, targets["image"], atol=1e-5)
         again = part_of((inputs, targets), (1, 2))
-        tf.nest.map_structure(np.testing.assert_array_equal, again, shares[1])
+        tf.nest.map_structure(lambda *pair: np.testing.assert_allclose(*pair, atol=1e-5), again, shares[1])
 
 
 @pytest.mark.parametrize(
@@ -289,4 +290,9 @@ def test_replicas_do_what_one_process_does(together, strategy, name):
         np.testing.assert_allclose(got, expected, atol=TOLERANCE)
     histories = [pd.read_csv(folder / runs.HISTORY).drop(columns="seconds") for folder in (alone, shared)]
     assert len(histories[0]) == replicas.RUNS[name].training.epochs
-    pd.testing.assert_frame_equal(histories[1], histories[0], rtol=1e-4, atol=1e-6)
+    # Of the losses of several outputs Keras shows means over batches, or parts of them, as if all were alike.
+    of_outputs = [name for name in histories[0] if name.endswith(("scores_loss", "reconstruction_loss"))]
+    pd.testing.assert_frame_equal(
+        histories[1].drop(columns=of_outputs), histories[0].drop(columns=of_outputs), rtol=1e-5, atol=1e-6
+    )
+    pd.testing.assert_frame_equal(histories[1][of_outputs], histories[0][of_outputs], rtol=0.02)

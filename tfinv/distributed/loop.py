@@ -20,7 +20,7 @@ class SharedStatistics(keras.callbacks.Callback):
 
     def __init__(self, team: Team):
         super().__init__()
-        self._strategy = team.strategy
+        self._strategy: Any = team.strategy
         self._statistics: list[keras.Variable] = []
 
     def on_train_begin(self, logs=None):
@@ -72,7 +72,7 @@ def fit(
             all workers wait for each other.
         verbose: As of `fit`.
     """
-    strategy = team.strategy
+    strategy: Any = team.strategy
     everybody = keras.callbacks.CallbackList(
         list(callbacks), add_progbar=verbose > 0, model=model, verbose=verbose, epochs=epochs, steps=steps
     )
