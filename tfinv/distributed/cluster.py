@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Literal
 
@@ -45,11 +47,25 @@ def start(name: StrategyName) -> Team:
     implementation = kinds.AUTO if tf.config.list_physical_devices("GPU") else kinds.RING
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        with _interruptible():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except (tf.errors.OpError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"Worker {index} cannot start at {addresses[index]}: {reason[:200]}") from None
     return Team(name, strategy, index, len(addresses))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once, since TensorFlow's waiting never returns to Python."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_cluster(text: str) -> tuple[int, list[str]]:
