@@ -19,7 +19,7 @@ import tensorflow as tf
 from tests import replicas
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_config import run_config
-from tests.test_training import assert_same_state, small_run, wait_for_checkpoint
+from tests.test_training import assert_same_state, small_run, state, wait_for_checkpoint
 from tfinv import cli, distributed, runs, training
 from tfinv.data import PROTOCOLS, batches, pairs, part_of, select
 from tfinv.distributed import ALONE, Team, read_cluster
@@ -297,3 +297,7 @@ def test_replicas_do_what_one_process_does(together, strategy, name):
         histories[1].drop(columns=of_outputs), histories[0].drop(columns=of_outputs), rtol=1e-5, atol=1e-6
     )
     pd.testing.assert_frame_equal(histories[1][of_outputs], histories[0][of_outputs], rtol=0.02)
+    # What one writes another can resume.
+    checkpoints = [state(folder)[0] for folder in (alone, shared)]
+    shapes = [{key: value.shape for key, value in values.items()} for values in checkpoints]
+    assert shapes[0] == shapes[1]
