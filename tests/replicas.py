@@ -28,6 +28,8 @@ RUNS = {
     "adversarial": small_generator("adversarial_autoencoder", **_RAGGED),
     "shared_codes": small_generator(images_per_code=4, **_RAGGED),
 }
+# Those that replicas of one process train, too.
+MIRRORED = ("capsnet", "adversarial")
 
 
 def train(team, folder: Path, name: str, config=None):
@@ -49,7 +51,7 @@ def main(strategies: list[str], folder: Path, run: Path | None = None) -> None:
     for strategy in strategies:
         team = distributed.start(strategy)
         training.make_deterministic(0)
-        for name in RUNS:
+        for name in MIRRORED if strategy == "mirrored" else RUNS:
             train(team, folder / strategy, name)
         if run:
             train(team, folder / strategy, "uninterrupted", models.read_run_config(run))

@@ -282,8 +282,10 @@ def test_all_go_on_from_the_checkpoint_as_if_none_was_killed(killed, together, p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["mirrored", "multiworker"])
-@pytest.mark.parametrize("name", replicas.RUNS)
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [("multiworker", name) for name in replicas.RUNS] + [("mirrored", name) for name in replicas.MIRRORED],
+)
 def test_replicas_do_what_one_process_does(together, strategy, name):
     alone, shared = (together / kind / name for kind in ("none", strategy))
     weights = [keras.models.load_model(folder / runs.MODEL).get_weights() for folder in (alone, shared)]
