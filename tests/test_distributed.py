@@ -193,7 +193,7 @@ SLOW = (
 RUN_ID = "cnn_quick-digits-rotate-34-s0"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def processes():
     """Starts Python processes; what still runs at the end is killed."""
     started = []
@@ -231,10 +231,8 @@ def start_script(processes, digits_npz, folder, *more):
     return [processes(["-c", code, *options, *more], cluster) for cluster in clusters()]
 
 
-@pytest.fixture(scope="module")
-def killed(processes, digits_npz, tmp_path_factory):
-    """Folder of a run of which a worker was killed in the second epoch; what the other said, and how soon."""
-    folder = tmp_path_factory.mktemp("killed")
+def kill_a_worker(processes, digits_npz, folder):
+    """Leaves a run of which a worker was killed in the second epoch; returns what the other said, how soon."""
     chief, other = start_script(processes, digits_npz, folder)
     wait_for_checkpoint(folder / RUN_ID, chief)
     time.sleep(0.4)
@@ -244,55 +242,25 @@ def killed(processes, digits_npz, tmp_path_factory):
     seconds = time.monotonic() - begun
     rows = pd.read_csv(folder / RUN_ID / runs.HISTORY)
     assert len(rows) == 1 and not (folder / RUN_ID / runs.MODEL).exists(), "not killed in the second epoch"
-    return folder, code, error, seconds
+    return code, error, seconds
 
 
-@pytest.fixture(scope="module")
-def together(processes, killed, tmp_path_factory):
-    """Folder of small runs trained alone, by two replicas, by two workers; by those the killed run, too."""
-    folder = tmp_path_factory.mktemp("together")
+def train_together(processes, folder, run):
+    """Trains small runs alone, by two replicas and by two workers; by these the run of a directory, too."""
     program = ["-m", "tests.replicas"]
-    workers = [
-        processes([*program, "multiworker", folder, killed[0] / RUN_ID], config) for config in clusters()
-    ]
+    workers = [processes([*program, "multiworker", folder, run], config) for config in clusters()]
     outcomes = [outcome(worker) for worker in workers]
     assert [(code, out.split("\n")[-2]) for code, out, _ in outcomes] == [(0, "trained by 2")] * 2, outcomes
     code, _, error = outcome(processes([*program, "none,mirrored", folder]))
     assert code == 0, error
-    return folder
 
 
-@pytest.mark.slow
-def test_a_lost_worker_ends_the_others_with_one_line(killed):
-    _, code, error, seconds = killed
-    assert code == 2 and seconds < 60
-    lines = error.splitlines()[-1:]
-    assert re.match("error: Worker 0 lost another worker.*--resume", lines[0]), error
-    assert error.count("error: ") == 1 and "Traceback" not in error
-
-
-@pytest.mark.slow
-def test_all_go_on_from_the_checkpoint_as_if_none_was_killed(killed, together, processes, digits_npz):
-    outcomes = [outcome(worker) for worker in start_script(processes, digits_npz, killed[0], "--resume")]
-    assert [code for code, *_ in outcomes] == [0, 0], outcomes
-    assert_same_state(killed[0] / RUN_ID, together / "multiworker" / "uninterrupted")
-    written = json.loads((killed[0] / RUN_ID / runs.ENVIRONMENT).read_text())
-    assert (written["strategy"], written["workers"], written["replicas"]) == ("multiworker", 2, 2)
-    assert (killed[0] / RUN_ID / runs.EXPORT).is_dir() and (killed[0] / RUN_ID / runs.INVARIANCE).is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "name"),
-    [("multiworker", name) for name in replicas.RUNS] + [("mirrored", name) for name in replicas.MIRRORED],
-)
-def test_replicas_do_what_one_process_does(together, strategy, name):
-    alone, shared = (together / kind / name for kind in ("none", strategy))
+def assert_same_result(alone, shared, epochs):
     weights = [keras.models.load_model(folder / runs.MODEL).get_weights() for folder in (alone, shared)]
     for expected, got in zip(*weights, strict=True):
         np.testing.assert_allclose(got, expected, atol=TOLERANCE)
     histories = [pd.read_csv(folder / runs.HISTORY).drop(columns="seconds") for folder in (alone, shared)]
-    assert len(histories[0]) == replicas.RUNS[name].training.epochs
+    assert len(histories[0]) == epochs
     # Of the losses of several outputs Keras shows means over batches, or parts of them, as if all were alike.
     of_outputs = [name for name in histories[0] if name.endswith(("scores_loss", "reconstruction_loss"))]
     pd.testing.assert_frame_equal(
@@ -303,3 +271,26 @@ def test_replicas_do_what_one_process_does(together, strategy, name):
     checkpoints = [state(folder)[0] for folder in (alone, shared)]
     shapes = [{key: value.shape for key, value in values.items()} for values in checkpoints]
     assert shapes[0] == shapes[1]
+
+
+# One test, because pytest-xdist would start the processes for each part of it that another worker runs.
+@pytest.mark.slow
+def test_two_do_what_one_does_and_a_lost_one_is_named_and_made_up_for(processes, digits_npz, tmp_path):
+    run, together = tmp_path / RUN_ID, tmp_path / "together"
+    code, error, seconds = kill_a_worker(processes, digits_npz, tmp_path)
+    assert code == 2 and seconds < 60
+    assert re.match("error: Worker 0 lost another worker.*--resume", error.splitlines()[-1]), error
+    assert error.count("error: ") == 1 and "Traceback" not in error
+
+    train_together(processes, together, run)
+    pairs_ = [("multiworker", name) for name in replicas.RUNS]
+    for strategy, name in [*pairs_, *(("mirrored", name) for name in replicas.MIRRORED)]:
+        epochs = replicas.RUNS[name].training.epochs
+        assert_same_result(together / "none" / name, together / strategy / name, epochs)
+
+    outcomes = [outcome(worker) for worker in start_script(processes, digits_npz, tmp_path, "--resume")]
+    assert [code for code, *_ in outcomes] == [0, 0], outcomes
+    assert_same_state(run, together / "multiworker" / "uninterrupted")
+    written = json.loads((run / runs.ENVIRONMENT).read_text())
+    assert (written["strategy"], written["workers"], written["replicas"]) == ("multiworker", 2, 2)
+    assert (run / runs.EXPORT).is_dir() and (run / runs.INVARIANCE).is_file()
