@@ -232,7 +232,7 @@ def start_script(processes, digits_npz, folder, *more):
 
 
 def kill_a_worker(processes, digits_npz, folder):
-    """Leaves a run of which a worker was killed in the second epoch; returns what the other said, how soon."""
+    """Leaves a run with a worker killed in its second epoch; returns what the other said, and how soon."""
     chief, other = start_script(processes, digits_npz, folder)
     wait_for_checkpoint(folder / RUN_ID, chief)
     time.sleep(0.4)
