@@ -1,8 +1,6 @@
-"""Adversarial training: the penalty, a step as written out, two replicas, a run, samples of the prior."""
+"""Adversarial training: the penalty, a step as written out, a run, samples of the prior."""
 
-import os
 import runpy
-import subprocess
 import sys
 
 import keras
@@ -11,7 +9,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ROOT
 from tfinv import adversarial as adversarial_module
 from tfinv import cli, generation, models, runs, training
 from tfinv.adversarial import AdversarialTraining, gradient_penalty
@@ -231,36 +229,6 @@ def test_held_out_images_are_rendered_as_the_network_does():
         "loss"
     ]
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-
-
-REPLICAS = """
-import numpy as np, tensorflow as tf
-cpus = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.test_adversarial import adversarial, batch
-# The last batch is shared unevenly, three and two.
-data = tf.data.Dataset.from_tensor_slices(batch(21)).batch(8)
-alone = adversarial(critic_steps=2)
-one = alone.fit(data, verbose=0).history
-strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-with strategy.scope():
-    shared = adversarial(critic_steps=2)
-two = shared.fit(data, verbose=0).history
-assert strategy.num_replicas_in_sync == 2
-for name in one:
-    np.testing.assert_allclose(one[name], two[name], rtol=1e-4, err_msg=name)
-for old, new in zip(alone.get_weights(), shared.get_weights()):
-    np.testing.assert_allclose(old, new, atol=2e-5)
-print("same")
-"""
-
-
-@pytest.mark.slow
-def test_two_replicas_do_what_one_does():
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", REPLICAS]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.stdout.strip() == "same", ended.stderr[-2000:]
 
 
 # A run

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT, digit_arrays
-from tfinv import cli, experiment, models, runs, training
+from tfinv import cli, distributed, experiment, models, runs, training
 
 SMALL = ["--filters", "4", "8", "--dense-units", "16", "--batch-size", "16", "--epochs", "1"]
 FAST = ["--repeats", "1", "--grid-step", "180"]
@@ -115,7 +115,8 @@ def test_no_arguments_are_the_default_preset(monkeypatch):
     started = []
     monkeypatch.setattr(experiment, "run", lambda config, *rest: started.append((config.run_id, *rest)))
     cli.train("capsnet", "quick", "Trains.", [])
-    assert started == [("capsnet_quick-mnist-rotate-34-s0", Path("saved_models"), False, False)]
+    alone = distributed.ALONE
+    assert started == [("capsnet_quick-mnist-rotate-34-s0", Path("saved_models"), False, False, alone)]
 
 
 def test_divergence_is_named_and_keeps_what_was_finite(train, failure, finished, tmp_path):

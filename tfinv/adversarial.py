@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfinv.replicas import place
+
 # Of the squared norm, whose root has no slope at 0.
 _SMALLEST = 1e-12
 
@@ -32,21 +34,6 @@ def gradient_penalty(critic: Any, latents: tf.Tensor, prior: tf.Tensor, alphas: 
     slopes = tape.gradient(scores, between)
     norms = tf.sqrt(tf.reduce_sum(tf.square(slopes), axis=1) + _SMALLEST)
     return tf.square(norms - 1.0)
-
-
-def _place(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
-    """Returns where in the batch of all replicas this one's samples start, that batch's size, and replicas.
-
-    The last batch of an epoch may give replicas different numbers of samples.
-    """
-    context = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync if context else 1
-    if replicas == 1:
-        return tf.zeros_like(count), count, 1
-    own = tf.one_hot(context.replica_id_in_sync_group, replicas) * tf.cast(count, tf.float32)
-    counts = tf.cast(context.all_reduce(tf.distribute.ReduceOp.SUM, own), tf.int32)
-    start = tf.cumsum(counts, exclusive=True)[context.replica_id_in_sync_group]
-    return start, tf.reduce_sum(counts), replicas
 
 
 class AdversarialTraining(keras.Model):
@@ -112,7 +99,7 @@ class AdversarialTraining(keras.Model):
         """One step of all three; returns the means of their losses so far."""
         inputs, targets = data
         count = tf.shape(inputs["image"])[0]
-        start, everything, replicas = _place(count)
+        start, everything, replicas = place(count)
 
         def mean(values):  # a part of the whole batch's; the optimizers add up the replicas' gradients
             return tf.reduce_sum(values) / tf.cast(everything, values.dtype)

@@ -125,7 +125,7 @@ def train_any(description: str, arguments: list[str] | None = None) -> None:
 
 
 def _train(model_name: str, default_preset: str, description: str, arguments: list[str]) -> None:
-    from tfinv import experiment, models, training
+    from tfinv import distributed, experiment, models, training
     from tfinv.config import RunConfig
 
     module = models.get_model(model_name)
@@ -137,6 +137,7 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
         overwrite: bool = False,
         resume: bool = False,
         smoke: bool = False,
+        strategy: distributed.StrategyName = "none",
     ) -> None:
         """Trains.
 
@@ -146,9 +147,12 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
             overwrite: Delete an earlier run of the same name first.
             resume: Go on with an earlier run of the same name.
             smoke: One short epoch on a few images through all stages, in under a minute.
+            strategy: Who trains: this process on one device, on all its GPUs (mirrored), or together with the
+                processes that TF_CONFIG names (multiworker). The batch size is that of all.
         """
+        team = distributed.start(strategy)
         training.make_deterministic(config.seed)
-        experiment.run(experiment.smoke(config) if smoke else config, output, overwrite, resume)
+        experiment.run(experiment.smoke(config) if smoke else config, output, overwrite, resume, team)
 
     presets = "\n".join(
         f"  {name}: {entry.description or 'a network of the article'}"

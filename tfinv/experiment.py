@@ -27,6 +27,7 @@ from tfinv import (
 from tfinv.config import DEFAULT_PROTOCOLS, EvaluationConfig, RunConfig, Task, check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, select
 from tfinv.data.transforms import get_transform
+from tfinv.distributed import ALONE, Team
 from tfinv.errors import UsageError
 from tfinv.files import check_writable
 from tfinv.results import Provenance
@@ -42,7 +43,9 @@ _FRAMES = 36
 _SMOKE_STEPS = 9
 
 
-def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool = False) -> Path:
+def run(
+    config: RunConfig, output: Path, overwrite: bool = False, resume: bool = False, team: Team = ALONE
+) -> Path:
     """Trains, evaluates, draws and exports one model.
 
     Args:
@@ -50,6 +53,7 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         output: Folder of run directories.
         overwrite: Delete an earlier run of that name.
         resume: Go on with an earlier run of that name.
+        team: The replicas that train it. Workers other than the chief write nothing.
 
     Returns:
         The run directory.
@@ -66,21 +70,27 @@ def run(config: RunConfig, output: Path, overwrite: bool = False, resume: bool =
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
     _implementation(config)  # refuses one that is absent
     training.check(config, protocol, dataset.image_shape, len(test.class_names))
+    training.check_team(config, protocol, dataset, team)
     imagination.check(protocol, train, config.imagining, config.seed)
-    check_writable(output)
     directory = output / config.run_id
+    if not team.chief:
+        training.train(config, protocol, dataset, directory, team)
+        return directory
+    check_writable(output)
     with runs.locked(directory):
         runs.prepare(directory, config, overwrite, resume)
-        _run(config, protocol, dataset, test, directory)
+        _run(config, protocol, dataset, test, directory, team)
     return directory
 
 
-def _run(config: RunConfig, protocol: Protocol, dataset: Dataset, test: Split, directory: Path) -> None:
+def _run(
+    config: RunConfig, protocol: Protocol, dataset: Dataset, test: Split, directory: Path, team: Team
+) -> None:
     console = Console()
     accelerators = [device.name for device in tf.config.list_physical_devices("GPU")]
-    runs.write_environment(directory, accelerators, sys.argv)
+    runs.write_environment(directory, accelerators, sys.argv, team.describe())
     console.print(f"Run {config.run_id}: {config.training.epochs} epochs, results in {directory}")
-    model = training.train(config, protocol, dataset, directory)
+    model = training.train(config, protocol, dataset, directory, team)
     provenance = Provenance(
         config.run_id,
         config.label,

@@ -110,19 +110,23 @@ def read_config(directory: Path) -> dict[str, Any]:
     return values
 
 
-def write_environment(directory: Path, devices: list[str], command: list[str]) -> None:
+def write_environment(
+    directory: Path, devices: list[str], command: list[str], team: dict[str, Any] | None = None
+) -> None:
     """Writes environment.json: what a run's figures and times were measured with.
 
     Args:
         directory: The run directory.
         devices: Names of the accelerators, empty for none.
         command: Command line that started the run.
+        team: How training was shared, by name.
     """
     environment = {
         "command": repeatable(shlex.join(["python", *command])),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "accelerators": devices,
+        **(team or {}),
         "onednn": os.environ.get(ONEDNN) == "1",
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},

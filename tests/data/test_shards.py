@@ -15,6 +15,7 @@ from tfinv.config import ImaginationConfig
 from tfinv.data import (
     PROTOCOLS,
     Dataset,
+    fingerprint,
     load_dataset,
     make_dataset,
     make_pairs,
@@ -326,3 +327,11 @@ def test_many_classes_and_canvases_train_a_step(tmp_path, classes, size, canvas)
         batch.map(lambda images, labels: (images, {"scores": labels})), shuffle=False, verbose=0
     )
     assert np.isfinite(history.history["loss"][0])
+
+
+def test_fingerprint_tells_selections_and_shards_apart_and_copies_not(digits, on_disk, tmp_path):
+    whole = fingerprint(on_disk.x_train)
+    assert whole == fingerprint(load_dataset(str(tmp_path / "digits")).x_train)
+    others = [on_disk.x_test, on_disk.x_train.take(np.arange(5)), on_disk.x_train.take(np.arange(1, 6))]
+    assert len({whole, *map(fingerprint, others)}) == 4
+    assert fingerprint(digits.x_train) == fingerprint(digits.x_train.copy()) != fingerprint(digits.x_test)

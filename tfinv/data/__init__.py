@@ -3,10 +3,18 @@
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.generation import make_pairs, pairs
-from tfinv.data.pipeline import batches, make_dataset, mapped, render, sample_parameters, scale_pixels
+from tfinv.data.pipeline import (
+    batches,
+    make_dataset,
+    mapped,
+    part_of,
+    render,
+    sample_parameters,
+    scale_pixels,
+)
 from tfinv.data.protocol import PROTOCOLS, Evaluation, Protocol, Range, Split, get_protocol, select
 from tfinv.data.shards import write_shards
-from tfinv.data.stored import StoredImages
+from tfinv.data.stored import StoredImages, fingerprint
 
 __all__ = [
     "PROTOCOLS",
@@ -17,12 +25,14 @@ __all__ = [
     "Split",
     "StoredImages",
     "batches",
+    "fingerprint",
     "get_protocol",
     "load_dataset",
     "make_dataset",
     "make_pairs",
     "mapped",
     "pairs",
+    "part_of",
     "render",
     "sample_parameters",
     "scale_pixels",

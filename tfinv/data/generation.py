@@ -7,7 +7,15 @@ import tensorflow as tf
 
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
-from tfinv.data.pipeline import draws, mapped, render, sample_parameters, scale_pixels, stateless_key
+from tfinv.data.pipeline import (
+    draws,
+    mapped,
+    part_of,
+    render,
+    sample_parameters,
+    scale_pixels,
+    stateless_key,
+)
 from tfinv.data.protocol import Protocol, Split, get_protocol, select
 from tfinv.data.stored import reader
 from tfinv.data.transforms import get_transform
@@ -66,8 +74,12 @@ def pairs(
     shuffle: bool = True,
     stream: str = "train",
     images_per_code: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """Makes the pipeline of selected images; see `make_pairs` and, for `stream`, `sample_parameters`."""
+    """Makes the pipeline of selected images; see `make_pairs` and, for `stream`, `sample_parameters`.
+
+    `part` is that of `tfinv.data.batches`.
+    """
     images_at, code = reader(split.images), get_transform(protocol.transformation).code
 
     @tf.autograph.experimental.do_not_convert
@@ -81,6 +93,8 @@ def pairs(
 
     arguments = (protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream)
     drawn = draws(*arguments) if images_per_code == 1 else _group_draws(*arguments, images_per_code)
+    if part[1] > 1:
+        drawn = drawn.map(lambda *batch: part_of(batch, part))
     return mapped(drawn, load)
 
 

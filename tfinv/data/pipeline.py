@@ -5,6 +5,7 @@ an epoch sees exactly what an uninterrupted one sees.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -184,11 +185,14 @@ def batches(
     shuffle: bool = True,
     stream: str = "train",
     replace: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Makes the pipeline of selected images; see `make_dataset` and, for `stream`, `sample_parameters`.
 
-    `replace` returns the parameters of an epoch [N, *PARAMETER_SHAPE] to use in place of those drawn, given
-    the epoch, those drawn, the place of each image in its batch [N] and whether its class is restricted [N].
+    `part` (k, n) delivers the k-th of n parts of each batch alone, as equal as they can be: what one of n
+    workers trains on. `replace` returns the parameters of an epoch [N, *PARAMETER_SHAPE] to use in place of
+    those drawn, given the epoch, those drawn, the place of each image in its batch [N] and whether its class
+    is restricted [N].
     """
     images_at, labels = reader(split.images), tf.constant(split.labels)
 
@@ -197,7 +201,27 @@ def batches(
         return render(protocol, images_at(indices), parameters), tf.gather(labels, indices)
 
     drawn = draws(protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream, replace)
+    if part[1] > 1:
+        drawn = drawn.map(lambda *batch: part_of(batch, part))
     return mapped(drawn, load)
+
+
+@tf.autograph.experimental.do_not_convert
+def part_of(batch: Any, part: tuple[int, int]) -> Any:
+    """Cuts the k-th of n parts, as equal as they can be, out of a batch, for `part` (k, n).
+
+    The batch is tensors nested in any way. The shortest one's length divides those of all others: images that
+    share a code stay together.
+    """
+    index, count = part
+    units = tf.reduce_min([tf.shape(tensor)[0] for tensor in tf.nest.flatten(batch)])
+    first, end = (units * (index + step) // count for step in (0, 1))
+
+    def own(tensor):
+        each = tf.shape(tensor)[0] // units
+        return tensor[first * each : end * each]
+
+    return tf.nest.map_structure(own, batch)
 
 
 def mapped(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:

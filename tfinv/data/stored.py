@@ -1,5 +1,6 @@
 """Images that stay on disk until they are looked at: what a dataset larger than memory has for arrays."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ class StoredImages:
         selected = StoredImages(self._shards, self._counts, self.shape[1:], self.dtype, chosen)
         selected._readers = self._readers  # an open file serves all selections
         return selected
+
+    def fingerprint(self) -> bytes:
+        """Returns a digest of the files' names and sizes and of which images these are; reads none."""
+        files = [(path.name, path.stat().st_size) for path in self._shards]
+        digest = hashlib.sha256(repr((files, self.shape, self.dtype.name)).encode())
+        if self._places is not None:
+            digest.update(self._places.tobytes())
+        return digest.digest()
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Reads one image, a slice, or the images at indices.
@@ -117,6 +126,15 @@ def array_record() -> Any:
     except ImportError:
         raise UsageError("Sharded datasets need array_record: pip install 'tfinv[shards]'") from None
     return array_record_module
+
+
+def fingerprint(images: Images) -> bytes:
+    """Returns a digest by which two processes can tell whether they have the same images."""
+    return (
+        images.fingerprint()
+        if isinstance(images, StoredImages)
+        else hashlib.sha256(images.tobytes()).digest()
+    )
 
 
 def take(images: Images, places: np.ndarray) -> Images:
