@@ -37,7 +37,7 @@ def reproduce(
         suite: Experiments to run: recognition, imagination, generation, or all of these.
         budget: smoke (minutes, figures mean nothing), cpu (a night or two on 2 cores) or article (a GPU).
         only: Rows of the suite; all if not given, at the budget smoke those that take steps of their own.
-        seeds: Seeds of each row; the row's own if not given.
+        seeds: Seeds of each row; the row's own if not given, at the budget smoke the first of these.
         output: Folder of the runs, and of the report without --publish.
         runs: Other folders whose finished runs of the same configuration are taken instead of a new one, and
             whose times serve the estimates.
@@ -62,7 +62,10 @@ def reproduce(
     if publish is not None and budget == "smoke":
         raise UsageError("Invalid value for publish. Expected a budget whose figures mean something.")
     check_writable(output)
-    configs = [(row, row.config(budget, seed)) for row in rows for seed in dict.fromkeys(seeds or row.seeds)]
+    count = 1 if budget == "smoke" else None
+    configs = [
+        (row, row.config(budget, seed)) for row in rows for seed in dict.fromkeys(seeds or row.seeds[:count])
+    ]
     console = Console()
     if not console.is_terminal:
         console.width = _LOG_WIDTH
