@@ -42,6 +42,7 @@ td:last-child { white-space: normal; min-width: 12rem; }
 td:has(code) { white-space: normal; overflow-wrap: anywhere; min-width: 15rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem;
   border: 1px solid var(--line); }
+@media (max-width: 40rem) { p:has(img) { overflow-x: auto; } img { max-width: none; max-height: 24rem; } }
 """
 
 
