@@ -67,3 +67,9 @@ def test_pictures_name_the_runs_that_have_them(tmp_path, picture):
     expected = "`autoencoder_quick-mnist-rotate-49-s0`" if picture == "panel.png" else "-"
     assert rows["digits turned by autoencoders, expected beside rendered"] == expected
     assert rows["digits shifted by autoencoders"] == "-"
+
+
+def test_a_report_without_mnist_has_nothing_of_the_article(tmp_path):
+    add_run(tmp_path, network("cnn_00", dataset="fashion_mnist"), 0.5)
+    text = results_page.text(summary.read(tmp_path / "results"))
+    assert "article's figures beside" not in text and "## rotate-34 on fashion_mnist" in text
