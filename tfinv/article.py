@@ -49,7 +49,7 @@ angles.
 
 
 def sections(found: Sequence[Result]) -> Iterator[str]:
-    """Yields the parts of a report that put the article's tables and figures beside ours; none without MNIST."""
+    """Yields the parts of a report that put the article's tables and figures beside ours, if it has MNIST."""
     if all(result.config.dataset != "mnist" for result in found):
         return
     yield _INTRODUCTION
