@@ -34,6 +34,8 @@ def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str
     smoke: dict[str, Any] = {"grid_step": smoke_step}
     if model in _CPU:  # up to 80 million weights, which take longer to store than a smoke run takes otherwise
         smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, dense_units=32)
+    if preset == "basic":  # 40 million of them
+        smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, control_units=(2,))
     changes = {} if protocol == models.default_run(model, preset).protocol else {"protocol": protocol}
     return Experiment(
         model,
