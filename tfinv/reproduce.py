@@ -77,7 +77,7 @@ def reproduce(
         return 0
     if not report_only:
         if skipped:
-            console.print(f"Left out, as they differ from others in sizes alone: {', '.join(skipped)}")
+            console.print(f"Left out, as others make the same choices: {', '.join(skipped)}")
         console.print(_overview(entries, known), highlight=False)
         names = {config: row.name for row, config in configs}
         failures = sweep(entries, known, lambda config: _command(budget, names[config], config.seed), console)

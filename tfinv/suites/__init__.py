@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from tfinv.config import RunConfig
-from tfinv.data import get_protocol
 from tfinv.errors import UsageError
 from tfinv.suites import generation, imagination, recognition
 from tfinv.suites._experiment import BUDGETS, Experiment
@@ -42,7 +41,7 @@ def select(suite: str, names: Sequence[str] = ()) -> list[Experiment]:
 
 
 def distinct(rows: Iterable[Experiment]) -> list[Experiment]:
-    """Returns the rows that make a choice which no row before them makes; the others differ in sizes."""
+    """Returns the rows that make a choice which no row before them makes, but for sizes."""
     made: set[tuple] = set()
     kept = []
     for row in rows:
@@ -54,13 +53,12 @@ def distinct(rows: Iterable[Experiment]) -> list[Experiment]:
 
 
 def _choices(row: Experiment) -> set[tuple]:
-    """Family, dataset and protocol of a row, and what its network and imagination say in words or flags."""
+    """Dataset and protocol of a row, what it changes, and what its network and imagination say in words."""
     config = row.config("article", 0)
     options = {**vars(config.model), **vars(config.imagining)}
     words = {(row.model, name, value) for name, value in options.items() if isinstance(value, (str, bool))}
-    transformation = get_protocol(config.protocol).transformation
-    shared = {("family", row.family), ("dataset", config.dataset), ("protocol", config.protocol)}
-    return words | shared | {(row.model, "transformation", transformation)}
+    changed = {("changed", name) for name in row.changes} or {("family", row.family)}
+    return words | changed | {("dataset", config.dataset), ("protocol", config.protocol)}
 
 
 def suite_of(name: str) -> str:
