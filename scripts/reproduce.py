@@ -1,9 +1,9 @@
 """Trains the article's networks, and ours, and puts their figures beside the article's.
 
-    python scripts/reproduce.py recognition --list                     # what is done, what is missing
-    python scripts/reproduce.py recognition --budget smoke             # every stage of every row, 5 minutes
+    python scripts/reproduce.py all --list                             # what is done, what is missing
+    python scripts/reproduce.py all --budget smoke                     # every stage of every kind of row
     python scripts/reproduce.py recognition --only cnn_00 capsnet --seeds 0 1 2
-    python scripts/reproduce.py recognition --publish docs             # and renews docs/results.md
+    python scripts/reproduce.py all --publish docs                     # and renews docs/results.md
 
 Each run has a process of its own; kill the command wherever you like and give it again: finished runs are
 not repeated, an interrupted one loses at most one epoch, a failing one loses no other (exit code 1). Expect

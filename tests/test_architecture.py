@@ -11,7 +11,18 @@ from tests.conftest import ROOT
 
 # From low to high; a module may import what stands on a lower line, or on its own one.
 LAYERS = (
-    ("tfinv", "tfinv.errors", "tfinv.files", "tfinv.registry", "tfinv.config", "tfinv.results", "tfinv.runs"),
+    (
+        *(
+            "tfinv",
+            "tfinv.errors",
+            "tfinv.files",
+            "tfinv.registry",
+            "tfinv.config",
+            "tfinv.results",
+            "tfinv.runs",
+        ),
+        *("tfinv.intervals", "tfinv.page"),
+    ),
     ("tfinv.data",),
     ("tfinv.ops",),
     ("tfinv.layers",),
@@ -21,7 +32,7 @@ LAYERS = (
     ("tfinv.checkpoint", "tfinv.training"),
     ("tfinv.evaluation", "tfinv.export"),
     ("tfinv.figures", "tfinv.generation", "tfinv.imagination_report"),
-    ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.results_page"),
+    ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.article", "tfinv.results_page"),
     ("tfinv.reference", "tfinv.explorer"),
     ("tfinv.experiment",),
     ("tfinv.catalogue", "tfinv.worker", "tfinv.sweep", "tfinv.reproduce"),

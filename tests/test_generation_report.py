@@ -49,14 +49,16 @@ def test_errors_ratios_and_means_over_seeds(tmp_path):
         *("9 inside", "9 outside", "9 outside / inside", "others", "seeds", "budget"),
     ], "no column for what nobody has"
     # Mean of .1, .2, .6: .3; its spread .2646 (by hand in test_report); .3 / .05 = 6, .3 / .04 = 7.5.
-    assert several["4 outside"] == several["9 outside"] == "0.3000 ± 0.2646"
-    assert several["4 inside"] == "0.0500 ± 0.0000" and several["others"] == "0.0200 ± 0.0000"
+    assert several["4 outside"] == several["9 outside"] == "0.3000 ± 0.6572 (sd 0.2646)"
+    assert several["4 inside"] == "0.0500 ± 0.0000 (sd 0.0000)" and several["others"].startswith(
+        "0.0200 ± 0.0000"
+    )
     assert several["4 outside / inside"].startswith("6.0000 ±")
     assert several["9 outside / inside"].startswith("7.5000 ±")
     assert single["4 outside"] == "2.0e-13" and single["4 inside"] == "0.0500"
     leading = table(text, "### Leaderboard: error of the restricted classes outside their range")
     assert [row["network"] for row in leading] == ["address_generator_quick", "autoencoder"]
-    assert [row["inside"] for row in leading] == ["0.0450", "0.0450 ± 0.0000"]
+    assert [row["inside"] for row in leading] == ["0.0450", "0.0450 ± 0.0000 (sd 0.0000)"]
     assert "5.1e-06" in text and "pixels -1.0 to 1.0" in text and "Chance" not in text
     assert [row["4 outside"] for row in table(text, "### Every run")][:3] == ["0.1000", "0.2000", "0.6000"]
     assert (tmp_path / "figures" / "rotate-49-mnist.png").is_file()

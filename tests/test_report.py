@@ -69,9 +69,11 @@ def test_each_dataset_and_each_choice_of_classes_has_its_own_section(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert "## rotate-34 on mnist\n" in text and "## rotate-34 on fashion_mnist\n" in text
     assert "## rotate-34 on mnist, restricted classes 0, 1\n" in text
-    assert text.count("0.1234 ± 0.0100") == 4 and "| 1.5 min |" in text and "| 20 | all |" in text
+    # A standard deviation of .01 over 20 passes: 2.093 x .01 / sqrt(20) = .0047.
+    assert text.count("0.1234 ± 0.0047 (sd 0.0100)") == 4 and "| 1.5 min |" in text and "| 20 | all |" in text
     # The article's figures stand beside its own test only.
-    assert text.count("0.9928") == 1
+    own, others = text.split("## rotate-34 on fashion_mnist")
+    assert own.count("0.9928") == 2 and "0.9928" not in others
     assert text.count("(results/cnn_bn_00-mnist-rotate-34-s0/taken_for.png)") == text.count(".png)") - 3 == 1
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {"rotate-34-mnist.png", "rotate-34-fashion_mnist.png", "rotate-34-mnist-0-1.png"}
@@ -83,18 +85,19 @@ def test_mean_and_spread_are_over_seeds_and_the_spread_over_passes_stands_apart(
     add_run(tmp_path, network("cnn_01"), 0.5)
     results_page.render_results(tmp_path)
     text = (tmp_path / "results.md").read_text()
-    several, single = table(text, "## rotate-34 on mnist")
-    # Mean of .1, .2, .6: .3; deviations -.2, -.1, .3: (.04 + .01 + .09) / 2 = .07, its root .2646.
+    several, single = table(text, "## rotate-34 on mnist\n\n")
+    # Mean of .1, .2, .6: .3; deviations -.2, -.1, .3: (.04 + .01 + .09) / 2 = .07, its root .2646; Student's
+    # t for 3 seeds 4.3027: 4.3027 x .2646 / sqrt(3) = .6572.
     assert (several["network"], several["Pinv"], several["seeds"]) == (
         "cnn_00",
-        "0.3000 ± 0.2646",
+        "0.3000 ± 0.6572 (sd 0.2646)",
         "3: 0, 1, 2",
     )
     assert several["Pinv (article)"] == "0.0031" and "300 epochs, rate 0.0001 x 0.9" in several["budget"]
     assert (single["Ptest"], single["seeds"]) == ("0.5000", "one: 0"), "one seed has no spread over seeds"
     each = table(text, "### Every run")
     assert [row["Pout"] for row in each] == [
-        f"{value} ± 0.0100" for value in ("0.1000", "0.2000", "0.6000", "0.5000")
+        f"{value} ± 0.0047 (sd 0.0100)" for value in ("0.1000", "0.2000", "0.6000", "0.5000")
     ]
     assert [row["run"] for row in each][2] == "`cnn_00-mnist-rotate-34-s2`"
 
@@ -105,9 +108,9 @@ def test_two_budgets_of_a_network_are_two_rows(tmp_path):
     add_run(tmp_path, network("cnn_00", 2, epochs=3, repeats=7), 0.2)  # passes make no other network
     add_run(tmp_path, network("cnn_00", 3, epochs=3, beta_1=0.5), 0.1)
     results_page.render_results(tmp_path)
-    rows = table((tmp_path / "results.md").read_text(), "## rotate-34 on mnist")
+    rows = table((tmp_path / "results.md").read_text(), "## rotate-34 on mnist\n\n")
     assert [(row["Pinv"], row["seeds"]) for row in rows] == [
-        ("0.3000 ± 0.1414", "2: 1, 2"),
+        ("0.3000 ± 1.2706 (sd 0.1414)", "2: 1, 2"),  # 12.706 x .1414 / sqrt(2)
         ("0.1000", "one: 3"),
         ("0.5000", "one: 0"),
     ]
@@ -192,3 +195,24 @@ def test_device_says_that_a_run_is_not_bitwise_repeatable(tmp_path):
         add_run(tmp_path, network("cnn_00", seed), 0.2, onednn=onednn)
     devices = [report.command_row(result)["device"] for result in summary.read(tmp_path / "results")]
     assert devices == ["cpu, 2 cores; TensorFlow 2", "cpu, 2 cores; TensorFlow 2 with oneDNN"]
+
+
+def test_versions_and_commit_are_told_where_a_run_knows_them(tmp_path):
+    folder = add_run(tmp_path, network("cnn_00"), 0.2)
+    (old,) = summary.read(tmp_path / "results")
+    assert (report.command_row(old)["other versions"], report.command_row(old)["commit"]) == ("-", "-")
+    results_page.render_results(tmp_path)
+    assert "| commit |" not in (tmp_path / "results.md").read_text()
+    environment = json.loads((folder / runs.ENVIRONMENT).read_text())
+    for modified, shown in ((False, "`0123456789ab`"), (True, "`0123456789ab`, modified")):
+        known = {
+            "python": "3.11.7",
+            "keras": "3.15.1",
+            "numpy": "2.4",
+            "tfinv": "0.1.0",
+            "commit": "0123456789abcdef" * 2,
+        }
+        (folder / runs.ENVIRONMENT).write_text(json.dumps(environment | known | {"modified": modified}))
+        row = report.command_row(old)
+        assert row["other versions"] == "python 3.11.7, keras 3.15.1, numpy 2.4, tfinv 0.1.0"
+        assert row["commit"] == shown

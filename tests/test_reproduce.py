@@ -120,7 +120,7 @@ def test_names_are_unique_and_each_budget_is_a_run():
     ("arguments", "message"),
     [
         (["tiny", "--only", "cnn_00", "cnn_0"], "cnn_00, cnn_01, cnn_bn_00. Received: cnn_0"),
-        (["tyni"], "Expected one of tiny. Received: suite=tyni"),
+        (["tyni"], "Expected one of tiny, all. Received: suite=tyni"),
         (["tiny", "--budget", "cup"], "smoke, cpu, article. Received: budget=cup"),
         (["tiny", "--budget", "smoke", "--publish", "docs"], "publish"),
         (["tiny", "--seeds", "-1"], "seed=-1"),

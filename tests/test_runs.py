@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import subprocess
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.test_config import run_config
 from tfinv import runs
 from tfinv.errors import UsageError
@@ -151,3 +153,48 @@ def test_command_is_without_what_depends_on_the_machine():
     command = "python scripts/train.py cnn --output 'my runs' --epochs 3 --resume --output=/here --seed 1"
     assert runs.repeatable(command) == "python scripts/train.py cnn --epochs 3 --seed 1"
     assert runs.repeatable("python train.py --dataset 'a b.npz'") == "python train.py --dataset 'a b.npz'"
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A git clone with one source file, committed."""
+    (tmp_path / "clone" / "tfinv").mkdir(parents=True)
+    (tmp_path / "clone" / "tfinv" / "a.py").write_text("a = 1\n")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", *command], cwd=tmp_path / "clone", check=True)
+    return tmp_path / "clone"
+
+
+def test_commit_of_a_clone_and_whether_its_sources_differ(clone):
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True, text=True
+    ).stdout.strip()
+    assert runs.commit(clone) == {"commit": head, "modified": False} and len(head) == 40
+    (clone / "notes.txt").touch()  # no source
+    assert runs.commit(clone)["modified"] is False
+    (clone / "tfinv" / "b.py").touch()
+    assert runs.commit(clone) == {"commit": head, "modified": True}
+    (clone / "tfinv" / "b.py").unlink()
+    (clone / "tfinv" / "a.py").write_text("a = 2\n")
+    assert runs.commit(clone)["modified"] is True
+
+
+def test_no_commit_where_there_is_no_clone(clone, tmp_path, monkeypatch):
+    unknown = {"commit": None, "modified": None}
+    (tmp_path / "empty").mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path / "empty", check=True)
+    assert runs.commit(tmp_path / "empty") == unknown, "nothing is committed"
+    installed = clone / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    assert runs.commit(installed) == unknown, "that clone is not the package's"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.commit(clone) == unknown, "no git"
+
+
+def test_environment_has_versions_and_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "commit", lambda clone: {"commit": str(clone), "modified": False})
+    runs.write_environment(tmp_path, [], ["train.py"])
+    environment = json.loads((tmp_path / runs.ENVIRONMENT).read_text())
+    assert {"python", "tfinv", "tensorflow", "keras", "numpy"} <= set(environment)
+    assert environment["commit"] == str(ROOT) and environment["modified"] is False

@@ -101,11 +101,12 @@ def _run(
     )
     rows = _evaluate(model, protocol, dataset, config.evaluation, config.seed, config.limit, provenance)
     results.write_csv(directory / runs.INVARIANCE, rows)
-    _draw(rows, protocol, directory / runs.FIGURES, model, test)
+    step = config.evaluation.grid_step or protocol.grid_step
+    _draw(rows, protocol, directory / runs.FIGURES, step, model, test)
     rendering = protocol.task == "generation"
     prior = getattr(models.get_model(config.model_name), "PRIOR", None)
     if prior is not None:
-        columns = _spread(protocol, protocol.grid_step, _RECONSTRUCTION_COLUMNS)
+        columns = _spread(protocol, step, _RECONSTRUCTION_COLUMNS)
         images = generation.prior_samples(model, protocol, columns, _SAMPLES, config.seed, prior)
         figure = generation.samples_figure(images, protocol, columns)
         figures.save(figure, directory / runs.FIGURES / "samples.png")
@@ -202,7 +203,8 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         results.write_csv(output / runs.INVARIANCE, rows)
         test = select(chosen, data, "test", limit=limit) if task == "generation" else None
-        _draw(rows, chosen, output / runs.FIGURES, loaded, test)
+        step = settings.grid_step or chosen.grid_step
+        _draw(rows, chosen, output / runs.FIGURES, step, loaded, test)
     Console().print(_table(rows, chosen, stored, dataset, name))
     return rows
 
@@ -233,10 +235,11 @@ def _evaluate(
 
 
 def _draw(
-    rows: pd.DataFrame, protocol: Protocol, folder: Path, model=None, test: Split | None = None
+    rows: pd.DataFrame, protocol: Protocol, folder: Path, step: float, model=None, test: Split | None = None
 ) -> None:
+    """Draws a run's figures; those of a sweep show points of the one that was measured."""
     if protocol.task == "generation" and test is not None:
-        _draw_generation(rows, protocol, folder, model, test)
+        _draw_generation(rows, protocol, folder, step, model, test)
         return
     figures.save(figures.accuracy_against_parameter(rows, protocol), folder / "accuracy.png")
     if rows.metric.str.startswith("taken_for:").any():
@@ -247,9 +250,10 @@ def _draw(
         figures.save(figure, folder / "reconstructions.png")
 
 
-def _draw_generation(rows: pd.DataFrame, protocol: Protocol, folder: Path, model, test: Split) -> None:
+def _draw_generation(
+    rows: pd.DataFrame, protocol: Protocol, folder: Path, step: float, model, test: Split
+) -> None:
     figures.save(generation.error_against_parameter(rows, protocol), folder / "errors.png")
-    step = protocol.grid_step
     columns = _spread(protocol, step, _RECONSTRUCTION_COLUMNS)
     figures.save(generation.panel(model, test, protocol, columns), folder / "panel.png")
     if test.restricted.any():

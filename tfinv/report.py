@@ -3,11 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
-from tfinv import generation, models, results, runs, summary
+from tfinv import generation, intervals, models, results, runs, summary
 from tfinv.config import DEFAULT_PROTOCOLS, RunConfig
 from tfinv.data import Protocol, get_protocol
 from tfinv.summary import Network, Result
@@ -63,7 +64,7 @@ def article_figures(config: RunConfig, protocol: Protocol, dataset: str) -> dict
 def headline(result: Result) -> str:
     """Returns the figures of a run in a line."""
     columns = _columns(result)
-    return ", ".join(f"{name} {_number(result.values[list(keys)].mean())}" for name, keys in columns.items())
+    return ", ".join(f"{name} {number(result.values[list(keys)].mean())}" for name, keys in columns.items())
 
 
 def _columns(result: Result) -> dict[str, tuple[str, ...]]:
@@ -134,11 +135,19 @@ def leaders(networks: Sequence[Network]) -> tuple[list[dict[str, str]], list[str
 
 
 def _mean(network: Network, *keys: str) -> str:
-    mean, spread = network.mean(*keys), network.spread(*keys)
-    return _number(mean) + ("" if math.isnan(spread) else f" ± {spread:{_format(mean)}}")
+    return _interval(network.mean(*keys), network.spread(*keys), len(network.seeds))
 
 
-def _number(value: float) -> str:
+def _interval(mean: float, deviation: float, count: int) -> str:
+    """Returns a mean ± the half width of its 95 % interval, and the standard deviation behind that."""
+    if math.isnan(deviation):
+        return number(mean)
+    shown, half = _format(mean), intervals.half_width(deviation, count)
+    return f"{number(mean)} ± {half:{shown}} (sd {deviation:{shown}})"
+
+
+def number(value: float) -> str:
+    """Returns a figure as tables show it."""
     return "-" if math.isnan(value) else f"{value:{_format(value)}}"
 
 
@@ -157,13 +166,13 @@ def _budget_cells(network: Network) -> dict[str, str]:
 
 
 def run_row(result: Result) -> dict[str, str]:
-    """Returns the cells of one run: its tests, with their standard deviation over passes if there are any."""
+    """Returns the cells of one run: its tests, with interval and standard deviation over passes, if any."""
+    passes = result.values.get("repeats", math.nan)
     row = {"run": f"`{result.folder.name}`"}
     for name, keys in _columns(result).items():
         variance = result.values.get(f"{keys[0]}_variance", math.nan)
-        spread = "" if math.isnan(variance) else f" ± {variance**0.5:.4f}"
-        row[name] = _number(result.values[list(keys)].mean()) + spread
-    passes = result.values.get("repeats", math.nan)
+        mean = result.values[list(keys)].mean()
+        row[name] = _interval(mean, variance**0.5, 0 if math.isnan(passes) else int(passes))
     return {
         **row,
         "passes": "-" if math.isnan(passes) else f"{passes:.0f}",
@@ -186,7 +195,24 @@ def command_row(result: Result) -> dict[str, str]:
         "epochs": str(len(seconds)),
         "training": f"{seconds.sum() / 60:.1f} min",
         "device": f"{device}; TensorFlow {environment['tensorflow']}{onednn}",
+        "other versions": _versions(environment),
+        "commit": _commit(environment),
     }
+
+
+def _versions(environment: Mapping[str, str]) -> str:
+    listed = [
+        f"{name} {environment[name]}"
+        for name in ("python", "keras", "numpy", "tfinv")
+        if environment.get(name)
+    ]
+    return ", ".join(listed) or "-"
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    """Of the sources, where a run knows it."""
+    commit = environment.get("commit")
+    return "-" if commit is None else f"`{commit[:12]}`" + (", modified" if environment["modified"] else "")
 
 
 def _narrow(row: Mapping[str, str]) -> dict[str, str]:
@@ -195,6 +221,7 @@ def _narrow(row: Mapping[str, str]) -> dict[str, str]:
     for key in narrow:
         if row.get(f"{key}{_ARTICLE}", "-") != "-":
             narrow[key] += f"\narticle {row[f'{key}{_ARTICLE}']}"
+        narrow[key] = narrow[key].replace(" (sd", "\n(sd")
     return narrow | {"budget": row["budget"].split(", ")[0]}
 
 

@@ -34,10 +34,10 @@ def reproduce(
     """Reproduces.
 
     Args:
-        suite: Experiments to run: recognition, imagination or generation.
+        suite: Experiments to run: recognition, imagination, generation, or all of these.
         budget: smoke (minutes, figures mean nothing), cpu (a night or two on 2 cores) or article (a GPU).
-        only: Rows of the suite; all if not given.
-        seeds: Seeds of each row; the row's own if not given.
+        only: Rows of the suite; all if not given, at the budget smoke those that take steps of their own.
+        seeds: Seeds of each row; the row's own if not given, at the budget smoke the first of these.
         output: Folder of the runs, and of the report without --publish.
         runs: Other folders whose finished runs of the same configuration are taken instead of a new one, and
             whose times serve the estimates.
@@ -52,12 +52,20 @@ def reproduce(
         UsageError: On any bad input; found before anything is run.
     """
     rows = suites.select(suite, only)
+    skipped: list[str] = []
+    if budget == "smoke" and not only:
+        kept = suites.distinct(rows)
+        skipped = [row.name for row in rows if row not in kept]
+        rows = kept
     if budget not in BUDGETS:
         raise UsageError(f"Unknown budget. Expected one of {', '.join(BUDGETS)}. Received: budget={budget}")
     if publish is not None and budget == "smoke":
         raise UsageError("Invalid value for publish. Expected a budget whose figures mean something.")
     check_writable(output)
-    configs = [(row, row.config(budget, seed)) for row in rows for seed in dict.fromkeys(seeds or row.seeds)]
+    count = 1 if budget == "smoke" else None
+    configs = [
+        (row, row.config(budget, seed)) for row in rows for seed in dict.fromkeys(seeds or row.seeds[:count])
+    ]
     console = Console()
     if not console.is_terminal:
         console.width = _LOG_WIDTH
@@ -68,11 +76,11 @@ def reproduce(
         console.print(_listing(entries, known, f"{suite}, budget {budget}: {BUDGETS[budget]}"))
         return 0
     if not report_only:
+        if skipped:
+            console.print(f"Left out, as others make the same choices: {', '.join(skipped)}")
         console.print(_overview(entries, known), highlight=False)
         names = {config: row.name for row, config in configs}
-        failures = sweep(
-            entries, known, lambda config: _command(suite, budget, names[config], config.seed), console
-        )
+        failures = sweep(entries, known, lambda config: _command(budget, names[config], config.seed), console)
         entries = [known.find(entry.config) for entry in entries]
     _report([row for row, _ in configs], entries, publish or output / f"{suite}-{budget}", console)
     _complain(failures, console)
@@ -102,10 +110,10 @@ def _listing(entries: Sequence[Entry], known: Catalogue, title: str) -> Table:
     return table
 
 
-def _command(suite: str, budget: str, name: str, seed: int) -> list[str]:
-    """Returns the command line that makes one run."""
+def _command(budget: str, name: str, seed: int) -> list[str]:
+    """Returns the command line that makes one run, whichever suite it was asked for with."""
     options = f"--budget {budget} --only {name} --seeds {seed}"
-    return ["scripts/reproduce.py", suite, *shlex.split(options)]
+    return ["scripts/reproduce.py", suites.suite_of(name), *shlex.split(options)]
 
 
 def _report(rows: Sequence[Experiment], entries: Sequence[Entry], docs: Path, console: Console) -> None:
@@ -126,7 +134,9 @@ def _report(rows: Sequence[Experiment], entries: Sequence[Entry], docs: Path, co
     for heading, members in results_page.sections(found).items():
         for table in report.network_tables(summary.networks(members), heading):
             console.print(table)
-    console.print(f"Written: {docs / 'results.md'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Written: {docs / 'results.md'} and results.html beside it", highlight=False, soft_wrap=True
+    )
 
 
 def _complain(failures: Sequence[Failure], console: Console) -> None:

@@ -1,11 +1,11 @@
-"""docs/results.md: a page made from the tables of finished runs, and from nothing else."""
+"""results.md and results.html: a report made from the tables of finished runs, and from nothing else."""
 
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tfinv import figures, generation, report, runs, suites, summary
+from tfinv import article, figures, generation, page, report, runs, suites, summary
 from tfinv.config import RunConfig
 from tfinv.errors import UsageError
 from tfinv.files import replacing
@@ -15,12 +15,17 @@ _INTRODUCTION = """\
 # Results
 
 Made from the tables in `docs/results/`, one folder a run; do not edit by hand.
-`python scripts/reproduce.py recognition --publish docs`, and the same with `imagination` or `generation`,
-trains what is missing and adds its tables; `python scripts/render_results.py` makes this page from them.
+`python scripts/reproduce.py all --publish docs` trains what is missing and adds its tables;
+`python scripts/render_results.py` makes this page from them, and results.html, the same in one file.
 
-Where a network was trained with several seeds, a figure is the mean over these ± their standard deviation. A
-figure without ± is that of *one* training, whose spread is unknown. Where the budget is below the article's
-(300 epochs for CNNs, 214 for autoencoders), compare the character of a row, not its last digit.
+Two spreads are kept apart. In tables of networks, ± is the half width of the 95 % confidence interval of the
+mean *over seeds*, that is over trainings (Student's t, which takes seeds to scatter normally; with three it
+is 2.5 standard deviations), and sd the standard deviation over seeds. A figure without ± is that of *one*
+training, whose spread is unknown. In tables of runs, ± and sd are the same *over passes*: of one trained
+network, tested again with other random parameters. They say nothing about another training.
+
+Where the budget is below the article's (300 epochs for CNNs, 214 for autoencoders), compare the character of
+a row, not its last digit.
 """
 _MEASURED = {
     "recognition": """\
@@ -37,8 +42,8 @@ _PER_RUN = {
     "recognition": """\
 ### Every run
 
-The figure behind ± is here the standard deviation *over passes* of one trained network: how far its test
-depends on the random parameters, not on the training.
+± is here the half width of the 95 % interval, and sd the standard deviation, *over passes* of one trained
+network: how far its test depends on the random parameters, not on the training.
 """,
     "generation": "### Every run\n",
 }
@@ -69,7 +74,7 @@ def add_run(docs: Path, directory: Path, pictures: Sequence[str] = ()) -> None:
 
 
 def render_results(docs: Path) -> None:
-    """Writes docs/results.md and its figures from the runs in docs/results/.
+    """Writes docs/results.md, docs/results.html and their figures from the runs in docs/results/.
 
     Args:
         docs: Folder with results/<run>/{config.json, environment.json, history.csv, invariance.csv}, and
@@ -81,13 +86,23 @@ def render_results(docs: Path) -> None:
     found = summary.read(docs / "results")
     if not found:
         raise UsageError(f"No runs in {docs / 'results'}. Copy the tables of finished runs there.")
-    text = [
-        _INTRODUCTION,
-        *(part for members in sections(found).values() for part in _section(members, docs)),
-    ]
     docs.mkdir(parents=True, exist_ok=True)
+    _draw(found, docs)
+    written = text(found)
     with replacing(docs / "results.md") as partial:
-        partial.write_text("\n".join(filter(None, text)))
+        partial.write_text(written)
+    with replacing(docs / "results.html") as partial:
+        partial.write_text(page.to_html(written, docs))
+
+
+def text(found: Sequence[Result]) -> str:
+    """Returns results.md, as it follows from the tables of runs alone."""
+    parts = [
+        _INTRODUCTION,
+        *article.sections(found),
+        *(part for members in sections(found).values() for part in _section(members)),
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def sections(found: Iterable[Result]) -> dict[str, list[Result]]:
@@ -105,31 +120,45 @@ def _heading(section: tuple) -> str:
     return f"{protocol} on {dataset}{others}" + (f": {title}" if title else "")
 
 
-def _section(members: Sequence[Result], docs: Path) -> Iterator[str]:
+def _draw(found: Sequence[Result], docs: Path) -> None:
+    """Draws the figures that `text` names."""
+    for members in sections(found).values():
+        protocol, networks = report.protocol_of(members[0].config), summary.networks(members)
+        families = {network.name: suites.place_of(network.config)[2] for network in networks}
+        curves = {network.name: [result.rows for result in network.results] for network in networks}
+        drawn = figures.comparison(curves, protocol, _in_order(families))
+        figures.save(drawn, docs / _figure(members[0].config))
+    errors = article.curves(found)
+    if errors:
+        figures.save(article.figure(errors), docs / article.FIGURE)
+
+
+def _figure(config: RunConfig) -> Path:
+    """Returns where the comparison is that a run is in."""
+    dataset, name, restricted, _, title = _section_of(config)
+    stem = "-".join([name, Path(dataset).stem, *map(str, restricted or ()), *title.split()])
+    return Path("figures") / f"{stem}.png"
+
+
+def _section(members: Sequence[Result]) -> Iterator[str]:
     """Yields the parts of results.md on one dataset, protocol and choice of classes."""
     section = _section_of(members[0].config)
-    dataset, name, restricted, _, title = section
     protocol, networks = report.protocol_of(members[0].config), summary.networks(members)
-    stem = "-".join([name, Path(dataset).stem, *map(str, restricted or ()), *title.split()])
-    figure = Path("figures") / f"{stem}.png"
-    families = {network.name: suites.place_of(network.config)[2] for network in networks}
-    curves = {network.name: [result.rows for result in network.results] for network in networks}
-    figures.save(figures.comparison(curves, protocol, _in_order(families)), docs / figure)
     leading, below = report.leaders(networks)
     yield f"## {_heading(section)}\n"
     yield _MEASURED[protocol.task].format(*protocol.pixel_range, generation.resolution(protocol))
-    yield _markdown(map(report.network_row, networks))
+    yield page.table(map(report.network_row, networks))
     if protocol.task == "recognition":
         yield f"Chance is {1 / _num_classes(members[0]):.4g}.\n"
     if leading or below:
         yield f"### {report.leader_title(networks)}\n"
-        yield _markdown(leading)
+        yield page.table(leading)
         yield f"Below that: {', '.join(below)}.\n" if below else ""
-    yield f"![The restricted classes against the parameter]({figure})\n"
+    yield f"![The restricted classes against the parameter]({_figure(members[0].config)})\n"
     yield _PER_RUN[protocol.task]
-    yield _markdown(report.run_row(result) for network in networks for result in network.results)
+    yield page.table(report.run_row(result) for network in networks for result in network.results)
     yield "### Commands and devices\n"
-    yield _markdown(report.command_row(result) for network in networks for result in network.results)
+    yield page.table(report.command_row(result) for network in networks for result in network.results)
     yield from (_pictures(result.folder) for network in networks for result in network.results)
 
 
@@ -151,12 +180,3 @@ def _pictures(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if path.suffix in _PICTURES)
     pictures = [f"![{Path(name).stem} of {folder.name}](results/{folder.name}/{name})\n" for name in names]
     return "\n".join([f"### {folder.name}\n", *pictures]) if pictures else ""
-
-
-def _markdown(rows: Iterable[dict[str, str]]) -> str:
-    rows = list(rows)
-    if not rows:
-        return ""
-    keys = [key for key in rows[0] if any(row[key] != "-" for row in rows)]  # the article's, if it has any
-    lines = [keys, ["---"] * len(keys), *([row[key] for key in keys] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ BEST_MODEL = "best.keras"
 CHECKPOINT = "checkpoint.npz"
 EXPORT = "export"
 FIGURES = "figures"
+_SOURCE = Path(__file__).resolve().parents[1]
 
 
 def digest(config: RunConfig) -> str:
@@ -130,6 +132,7 @@ def write_environment(
         "onednn": os.environ.get(ONEDNN) == "1",
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},
+        **commit(_SOURCE),
     }
     (directory / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
 
@@ -144,6 +147,28 @@ def repeatable(command: str) -> str:
         elif word != "--resume" and not word.startswith("--output="):
             kept.append(word)
     return shlex.join(kept)
+
+
+def commit(clone: Path) -> dict[str, Any]:
+    """Returns the commit of a git clone, and whether its sources differ from that; both None if it is none.
+
+    Args:
+        clone: Its top folder. What lies deeper in some clone, such as an installed package, is not of it.
+    """
+    unknown = {"commit": None, "modified": None}
+    if not (clone / ".git").exists():
+        return unknown
+    git = ["git", "-C", str(clone)]
+    # A file that git does not know yet, such as a new model, changes the sources, too.
+    status = [*git, "status", "--porcelain", "--untracked-files=all", "--", "tfinv", "custom_ops"]
+    try:
+        head, changes = (
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+            for command in ([*git, "rev-parse", "HEAD"], status)
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no commit yet, or another user's clone
+        return unknown
+    return {"commit": head, "modified": bool(changes)}
 
 
 def _version(name: str) -> str | None:

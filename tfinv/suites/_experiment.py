@@ -67,8 +67,15 @@ def cnn(preset: str, family: str, **rest: Any) -> Experiment:
     return Experiment("cnn", preset, family, budget, **rest)
 
 
+def little(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a smoke run changes of an imagination, unless the row's own `changes` do."""
+    return {name: value for name, value in _LITTLE.items() if name not in changes}
+
+
 # What little can be learned of a transformation from few images; moments then need all the more angles.
-LITTLE = {
+# No row asks for as many steps: each run is another.
+_LITTLE = {
+    "operator_steps": 10,
     "operator_pairs": 200,
     "address_steps": 5,
     "moment_components": 24,

@@ -1,5 +1,6 @@
 """Networks that render what they were never shown: the article's, its authors' later ones, ours."""
 
+import dataclasses
 from typing import Any
 
 from tfinv import models
@@ -30,13 +31,18 @@ _CPU: dict[str, dict[str, Any]] = {"autoencoder": _LONG, "adversarial_autoencode
 
 def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str, str, str]) -> Experiment:
     model, preset, family = network
+    smoke: dict[str, Any] = {"grid_step": smoke_step}
+    if model in _CPU:  # up to 80 million weights, which take longer to store than a smoke run takes otherwise
+        smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, dense_units=32)
+    if preset == "basic":  # 40 million of them
+        smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, control_units=(2,))
     changes = {} if protocol == models.default_run(model, preset).protocol else {"protocol": protocol}
     return Experiment(
         model,
         preset,
         family,
         _CPU.get(model, {}),
-        {"grid_step": smoke_step},
+        smoke,
         changes,
         pictures=_PICTURES,
         suffix=suffix,

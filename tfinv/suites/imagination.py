@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tfinv.suites._experiment import LITTLE, Experiment
+from tfinv.suites._experiment import Experiment, little
 
 # One operator a pixel, the end of the range included.
 _SHIFTS = {"protocol": "shift-34", "operator_steps": 14}
@@ -10,7 +10,7 @@ _SHIFTS = {"protocol": "shift-34", "operator_steps": 14}
 
 def _ablated(family: str, how: str = "operators", suffix: str = "", **changes: Any) -> Experiment:
     changes = {"imagination": how, **changes}
-    return Experiment("cnn", "quick", family, smoke=LITTLE, changes=changes, suffix=suffix)
+    return Experiment("cnn", "quick", family, smoke=little(changes), changes=changes, suffix=suffix)
 
 
 ROWS = (

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from tfinv import models
-from tfinv.suites._experiment import LITTLE, Experiment, cnn
+from tfinv.suites._experiment import Experiment, cnn, little
 
 _FIGURES = ("reconstructions.png", "taken_for.png")
 _FEW_PASSES = {"repeats": 5, "curve_images": 1000}
@@ -24,7 +24,12 @@ def _imagined(how: str, **changes: Any) -> Experiment:
     changes = {"imagination": how, **changes}
     seeds = (0, 1, 2)
     return cnn(
-        "cnn_bn_00", "Imagination", changes=changes, smoke=LITTLE, seeds=seeds, pictures=("taken_for.png",)
+        "cnn_bn_00",
+        "Imagination",
+        changes=changes,
+        smoke=little(changes),
+        seeds=seeds,
+        pictures=("taken_for.png",),
     )
 
 
