@@ -26,6 +26,8 @@ EXTRA = "pip install 'tfinv[ray]'"
 _STATE = re.compile(r"(epoch|finished)-(\d+)-([0-9a-f]{16})\.zip")
 _BEGUN = re.compile(r"begun-(\d+)-(.+)")
 _CHUNK = 1 << 20
+# They have no folders, and s3fs would make a bucket of the first part of a path.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 
 
 @dataclass(frozen=True, order=True)
@@ -90,7 +92,7 @@ class Storage:
         """Raises UsageError if it cannot be written to."""
         probe = f"{self._root}/.writable"
         try:
-            self._files.makedirs(self._root, exist_ok=True)
+            self._make(self._root)
             self._files.pipe_file(probe, b"tfinv")
             self._files.rm_file(probe)
         except Exception as error:  # each file system has its own
@@ -99,7 +101,7 @@ class Storage:
 
     def begin(self, key: str, attempt: int, where: str) -> None:
         """Notes that a machine begins a run."""
-        self._files.makedirs(f"{self._root}/{key}", exist_ok=True)
+        self._make(f"{self._root}/{key}")
         self._files.pipe_file(f"{self._root}/{key}/begun-{attempt}-{where}", b"tfinv")
 
     def progress(self) -> dict[str, Progress]:
@@ -137,7 +139,7 @@ class Storage:
             archive = Path(temporary) / "state.zip"
             _pack(directory, archive)
             name = f"{'finished' if finished else 'epoch'}-{epochs:05d}-{_checksum(archive)}.zip"
-            self._files.makedirs(f"{self._root}/{key}", exist_ok=True)
+            self._make(f"{self._root}/{key}")
             self._files.put_file(str(archive), f"{self._root}/{key}/{name}")
         for other in before - {name}:  # of an equal name it is this very state
             state = _state_of(other)
@@ -166,6 +168,11 @@ class Storage:
                     packed.extractall(partial)
             return state
         return None
+
+    def _make(self, folder: str) -> None:
+        protocol = self._files.protocol
+        if not _OBJECT_STORES & {*([protocol] if isinstance(protocol, str) else protocol)}:
+            self._files.makedirs(folder, exist_ok=True)
 
     def _names(self, key: str) -> set[str]:
         self._files.invalidate_cache()
