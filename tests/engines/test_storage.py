@@ -1,4 +1,4 @@
-"""A stored state is whole or not there, the newest is taken, and object stores are no different from disks."""
+"""A stored state is whole or not there, the newest is taken, and object stores are like disks."""
 
 import importlib.util
 import os

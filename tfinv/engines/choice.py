@@ -13,8 +13,8 @@ class Cluster:
     """A Ray cluster that makes the runs, instead of this machine alone."""
 
     ray: str | None = None
-    """Address of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for one started here and now (extra
-    `ray`); without it, this machine makes one run after the other."""
+    """Address of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for one started here and now
+    (extra `ray`); without it, this machine makes one run after the other."""
     storage: str | None = None
     """Folder that all machines of the cluster reach, for what is finished of each run: a path or an fsspec
     URL such as s3://bucket/folder."""
