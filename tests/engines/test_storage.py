@@ -110,7 +110,10 @@ def test_bad_urls_are_one_line(url, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="needs moto[server]")
+@pytest.mark.skipif(
+    importlib.util.find_spec("moto") is None and os.environ.get("TFINV_REQUIRE_RAY") != "1",
+    reason="needs moto[server]",
+)
 def test_s3(tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
