@@ -21,6 +21,8 @@ from tfinv.suites import Experiment
 EPOCHS = 20
 LOST = r"lost with its machine, \w+; it goes on where there is room \(attempt 2 of 4\)"
 OBJECT_STORE = 100 * 2**20
+# Ray takes 127.0.0.1 for an address of this machine that others reach, unless it believes that there is none.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def lasting_suite(dataset, epochs=EPOCHS):
@@ -52,12 +54,21 @@ def sweep(start_script, digits_npz, tmp_path):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two machines of one CPU each; the second may be killed."""
+    """Two machines of one CPU each, on loopback; the second may be killed."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # a socket's path must be short
+    Path(folder, "ray").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, **LOOPBACK, "RAY_TMPDIR": folder}.items():
+            patch.setenv(name, value)
+        try:
+            yield from two_machines()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def two_machines():
     from ray.cluster_utils import Cluster
 
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
-    folder = tempfile.mkdtemp(prefix="ray-")  # a socket's path must be short
     options = {
         "num_cpus": 1,
         "node_ip_address": "127.0.0.1",
@@ -66,18 +77,12 @@ def cluster():
     }
     started = Cluster()
     try:
-        started.add_node(temp_dir=folder, **options)
-        started.second = started.add_node(temp_dir=folder, **options)
+        started.add_node(**options)
+        started.second = started.add_node(**options)
         started.wait_for_nodes()
         yield started
     finally:
         started.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def processes():
