@@ -46,6 +46,7 @@ def raw(storage, name):
 
 def test_the_newest_state_comes_back_and_older_ones_go(storage, tmp_path):
     assert storage.restore(KEY, tmp_path / "back") is None and storage.progress() == {}
+    storage._files.pipe_file(f"{storage._root}/readme.txt", b"somebody else's")
     storage.begin(KEY, 1, "node-7")
     run = write(tmp_path / "run", history="one")
     storage.save(KEY, run, 1)

@@ -113,8 +113,8 @@ class Storage:
         except FileNotFoundError:
             return found
         for path in paths:
-            *_, digest, run_id, name = path.split("/")
-            before = found.get(f"{digest}/{run_id}", Progress())
+            key, _, name = path.removeprefix(self._root).strip("/").rpartition("/")
+            before = found.get(key, Progress())
             after = before
             if begun := _BEGUN.fullmatch(name):
                 attempt, where = max((before.attempt, before.where), (int(begun[1]), begun[2]))
@@ -122,7 +122,8 @@ class Storage:
             elif state := _state_of(name):
                 finished, epochs = max((before.finished, before.epochs), (state.finished, state.epochs))
                 after = Progress(before.attempt, before.where, epochs, finished)
-            found[f"{digest}/{run_id}"] = after
+            if after != before:
+                found[key] = after
         return found
 
     def save(self, key: str, directory: Path, epochs: int, finished: bool = False) -> None:
