@@ -134,15 +134,17 @@ def tables(output):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_interrupted_sweep_leaves_nothing_at_work_and_its_epochs_in_the_storage(sweep, cluster, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_ended_sweep_leaves_nothing_at_work_and_its_epochs_in_the_storage(sweep, cluster, tmp_path, how):
     storage = Storage(str(tmp_path / "storage"))
     arguments = ["--ray", cluster.address, "--storage", tmp_path / "storage", "--only", "cnn_01"]
     process = sweep("out", *arguments, epochs=100_000)
     wait_for(lambda: any(progress.epochs for progress in storage.progress().values()), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "the same command goes on from there" in errors.splitlines()[-1] and "Traceback" not in errors
+    if how == signal.SIGINT:
+        assert process.returncode == 130, errors
+        assert "the same command goes on from there" in errors.splitlines()[-1] and "Traceback" not in errors
     deadline = time.monotonic() + 30
     while any("tfinv.worker" in words and "lasting" in words for _, words in processes().values()):
         assert time.monotonic() < deadline, "a run is still at work"
