@@ -229,7 +229,12 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch, capsys, tmp_pa
 
 @pytest.mark.ray
 def test_no_cluster_is_one_line(monkeypatch, capsys, tmp_path, digits_npz):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # not where the cluster of the other tests is found
+    import ray
+
+    def absent(**options):  # "auto" would find any cluster that is at work on this machine
+        raise ConnectionError("Could not find\nany running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", absent)
     arguments = ["--ray", "auto", "--storage", tmp_path / "s"]
-    assert "No Ray cluster at --ray auto" in call(monkeypatch, capsys, tmp_path, digits_npz, *arguments)
+    expected = "No Ray cluster at --ray auto: Could not find any running Ray instance."
+    assert expected in call(monkeypatch, capsys, tmp_path, digits_npz, *arguments)
