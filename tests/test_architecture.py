@@ -35,7 +35,9 @@ LAYERS = (
     ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.article", "tfinv.results_page"),
     ("tfinv.reference", "tfinv.explorer"),
     ("tfinv.experiment",),
-    ("tfinv.catalogue", "tfinv.worker", "tfinv.sweep", "tfinv.reproduce"),
+    ("tfinv.catalogue", "tfinv.worker"),
+    ("tfinv.engines",),
+    ("tfinv.sweep", "tfinv.reproduce"),
     ("tfinv.cli", "tfinv.serving"),
     ("scripts",),
 )

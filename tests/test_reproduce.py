@@ -15,6 +15,7 @@ from tests.conftest import ENVIRONMENT
 from tfinv import catalogue, cli, models, runs, suites, sweep
 from tfinv.catalogue import Catalogue
 from tfinv.config import to_json
+from tfinv.engines import base, process
 from tfinv.models.cnn import Config
 from tfinv.suites import Experiment
 
@@ -76,7 +77,7 @@ def workers(monkeypatch):
                 started.append(self)
 
     monkeypatch.setattr(subprocess, "Popen", Recorded)
-    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(process, "POLL_SECONDS", 0.02)
     return started
 
 
@@ -198,7 +199,8 @@ def test_time_left(suite, tmp_path):
     known = Catalogue(tmp_path)
     entry = known.find(config)
     assert sweep.time_left([entry], known) == "about 0:00:18 of training left"
-    assert sweep.time_left([entry], known, (config, 0)) == "about 0:00:48 of training left"
+    begun = dataclasses.replace(entry, epochs=9)
+    assert sweep.time_left([entry, begun], known) == "about 0:00:21 of training left"
     other = known.find(runs.replace(config, batch_size=8))
     assert sweep.time_left([other], known) == "time left unknown"
     assert sweep.time_left([entry, other], known) == "more than 0:00:18 of training left"
@@ -213,8 +215,8 @@ def test_what_is_done_stays_what_stopped_goes_on_what_fails_is_reported(
 ):
     show = sweep._Display.show
 
-    def kill_the_long_one(display, epochs):
-        show(display, epochs)
+    def kill_the_long_one(display, entry, epochs):
+        show(display, entry, epochs)
         if epochs >= 3 and len(workers) == 2:
             os.kill(workers[1].pid, signal.SIGKILL)
 
@@ -225,7 +227,7 @@ def test_what_is_done_stays_what_stopped_goes_on_what_fails_is_reported(
     assert "FAILED: cnn_00 digits s0 (exit code 2)" in text and "diverged in epoch" in text
     assert "FAILED: cnn_01 digits s0 (killed by SIGKILL)" in text and "2 failed" in text
     assert "[3/3] cnn_bn_00 digits s0 done: Ptest" in text
-    log = address(tmp_path / "out", diverging).parent / sweep.LOG
+    log = address(tmp_path / "out", diverging).parent / base.LOG
     assert str(log) in text and "diverged" in log.read_text()
     page = tmp_path / "out" / "tiny-cpu" / "results.md"
     assert "cnn_bn_00" in page.read_text() and "cnn_01" not in page.read_text()

@@ -1,44 +1,21 @@
-"""Many runs one after the other, each in a process of its own, so that one failing loses no other."""
+"""The runs of a sweep that are missing, finished by an engine, and how far it is."""
 
 import contextlib
-import signal
-import subprocess
-import sys
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfinv import catalogue, models, results, runs
+from tfinv import models, results, runs
 from tfinv.catalogue import Catalogue, Entry
-from tfinv.config import DEFAULT_PROTOCOLS, RunConfig, to_json
+from tfinv.config import DEFAULT_PROTOCOLS, RunConfig
+from tfinv.engines.base import Engine, Failure
 from tfinv.report import headline
 from tfinv.summary import Result
-
-LOG = "log.txt"
-_POLL_SECONDS = 0.5
-_TAIL = 6
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that did not finish.
-
-    Attributes:
-        entry: The run.
-        reason: Exit code or signal of its process.
-        tail: Last lines of its output.
-        log: All of its output.
-    """
-
-    entry: Entry
-    reason: str
-    tail: tuple[str, ...]
-    log: Path
 
 
 def name_of(config: RunConfig) -> str:
@@ -54,6 +31,7 @@ def sweep(
     known: Catalogue,
     command: Callable[[RunConfig], list[str]],
     console: Console,
+    engine: Engine,
 ) -> list[Failure]:
     """Finishes the runs that are not done and shows how far it is; interrupted ones are resumed.
 
@@ -62,21 +40,24 @@ def sweep(
         known: Gives the time of an epoch.
         command: Returns the command line that makes a run, for its environment.json.
         console: Where progress is shown: a live line on a terminal, a line an epoch elsewhere.
+        engine: Finishes them.
 
     Returns:
         What failed.
     """
-    display = _Display(entries, known, console)
+    waiting = [entry for entry in entries if not entry.done]
     failures = []
-    with display:
-        for entry in display.waiting:
-            display.begin(entry)
-            failure = _finish(entry, command(entry.config), display.show)
+    # The engine is closed at once, however this ends: what is reported as interrupted is not at work.
+    with (
+        _Display(entries, known, console) as display,
+        contextlib.closing(engine.finish(waiting, command, display)) as ended,
+    ):
+        for entry, failure in ended:
             if failure is None:
-                display.end(f"done: {_figures(entry)}")
+                display.end(entry, f"done: {_figures(entry)}")
             else:
                 failures.append(failure)
-                display.end(f"FAILED ({failure.reason}): {''.join(failure.tail[-1:])}")
+                display.end(entry, f"FAILED ({failure.reason}): {''.join(failure.tail[-1:])}")
     return failures
 
 
@@ -86,111 +67,69 @@ class _Display(Progress):
     def __init__(self, entries: Sequence[Entry], known: Catalogue, console: Console):
         columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
         super().__init__(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self.waiting = [entry for entry in entries if not entry.done]
+        self._left = {entry.config: entry for entry in entries if not entry.done}
         self._known = known
-        self._place, self._count = len(entries) - len(self.waiting), len(entries)
-        self._epochs = 0  # of the runs before this one
-        self._started = 0.0
-        self._task = self.add_task("", total=sum(entry.config.training.epochs for entry in self.waiting))
+        self._count, self._done = len(entries), len(entries) - len(self._left)
+        self._begun: dict[RunConfig, tuple[int, float]] = {}  # place in the sweep, time
+        self._ended = 0  # epochs of the runs that ended
+        total = sum(entry.config.training.epochs for entry in self._left.values())
+        self._task = self.add_task("", total=total)
 
-    def begin(self, entry: Entry) -> None:
-        """Starts the next run of `waiting`."""
-        self._entry, self._place, self._started = entry, self._place + 1, time.monotonic()
+    def begin(self, entry: Entry, where: str = "") -> None:
+        """A run is at work; on another machine, if that is named."""
+        self._begun.setdefault(entry.config, (self._done + len(self._begun) + 1, time.monotonic()))
+        if where:
+            self.say(f"at work on {where}", entry)
 
-    def show(self, epochs: int) -> None:
-        """Shows how many epochs of the run are finished."""
-        config = self._entry.config
-        left = time_left(self.waiting[self.waiting.index(self._entry) + 1 :], self._known, (config, epochs))
-        text = f"{self._name()}: epoch {epochs}/{config.training.epochs}, {left}"
-        self.update(self._task, completed=self._epochs + epochs, description=text)
+    def show(self, entry: Entry, epochs: int) -> None:
+        """Shows how many epochs of a run are finished."""
+        self._left[entry.config] = dataclasses.replace(entry, epochs=epochs)
+        left = time_left(list(self._left.values()), self._known)
+        text = f"{self._name(entry)}: epoch {epochs}/{entry.config.training.epochs}, {left}"
+        at_work = sum(self._left[config].epochs for config in self._begun if config in self._left)
+        self.update(self._task, completed=self._ended + at_work, description=text)
         if not self.console.is_terminal:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._print(text)
 
-    def end(self, text: str) -> None:
-        """Says how the run ended."""
-        minutes = (time.monotonic() - self._started) / 60
-        line = f"{self._name()} {text} ({minutes:.1f} min)"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._epochs += self._entry.config.training.epochs
+    def end(self, entry: Entry, text: str) -> None:
+        """Says how a run ended."""
+        self.begin(entry)
+        minutes = (time.monotonic() - self._begun[entry.config][1]) / 60
+        self._print(f"{self._name(entry)} {text} ({minutes:.1f} min)")
+        self._ended += entry.config.training.epochs
+        del self._left[entry.config]
 
-    def _name(self) -> str:
-        return f"[{self._place}/{self._count}] {name_of(self._entry.config)}"
+    def say(self, text: str, entry: Entry | None = None) -> None:
+        """Says what happened, to a run if one is given."""
+        if entry is not None:
+            self.begin(entry)
+            text = f"{self._name(entry)}: {text}"
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _name(self, entry: Entry) -> str:
+        return f"[{self._begun[entry.config][0]}/{self._count}] {name_of(entry.config)}"
 
 
-def time_left(
-    entries: Sequence[Entry], known: Catalogue, current: tuple[RunConfig, int] | None = None
-) -> str:
+def time_left(entries: Sequence[Entry], known: Catalogue) -> str:
     """Returns the training time that is left, as far as it is known, in words.
 
     Args:
-        entries: Runs that are not begun, or interrupted.
+        entries: Runs; those that are done need none.
         known: Gives the time of an epoch.
-        current: Configuration of the run at work, and its finished epochs.
     """
-    parts = [(entry.config, entry.epochs) for entry in entries if not entry.done]
     seconds, complete = 0.0, True
-    for config, epochs in [current, *parts] if current else parts:
-        per_epoch = known.seconds_an_epoch(config)
+    for entry in entries:
+        if entry.done:
+            continue
+        per_epoch = known.seconds_an_epoch(entry.config)
         complete &= per_epoch is not None
-        seconds += (per_epoch or 0.0) * (config.training.epochs - epochs)
+        seconds += (per_epoch or 0.0) * (entry.config.training.epochs - entry.epochs)
     if not complete and not seconds:
         return "time left unknown"
     return f"{'about' if complete else 'more than'} {timedelta(seconds=round(seconds))} of training left"
-
-
-def _finish(entry: Entry, command: list[str], show: Callable[[int], None]) -> Failure | None:
-    output = entry.directory.parent
-    output.mkdir(parents=True, exist_ok=True)
-    log = output / LOG
-    with log.open("a") as file:
-        start = file.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "tfinv.worker", str(output), *command],
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # CTRL-C reaches this process alone, which then ends that one
-        )
-    try:
-        _watch(process, entry, show)
-    finally:
-        _end(process)
-    if process.returncode == 0 and catalogue.is_finished(entry.directory, entry.config):
-        return None
-    code = process.returncode
-    reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    return Failure(entry, reason, tuple(line for line in lines if line.strip())[-_TAIL:], log)
-
-
-def _watch(process: subprocess.Popen, entry: Entry, show: Callable[[int], None]) -> None:
-    """Shows each epoch until the process ends."""
-    if process.stdin is None:
-        raise RuntimeError("The worker has no stdin.")
-    with contextlib.suppress(BrokenPipeError):  # it ended at once; its log says why
-        process.stdin.write(to_json(entry.config).replace("\n", " ") + "\n")
-        process.stdin.flush()
-    shown = None
-    while process.poll() is None:
-        epochs = catalogue.epochs_of(entry.directory)
-        if epochs != shown:
-            show(epochs)
-            shown = epochs
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_POLL_SECONDS)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Ends the process if it is still there."""
-    if process.poll() is None:
-        process.kill()  # nothing to tidy up: files are replaced atomically
-        process.wait()
-    with contextlib.suppress(BrokenPipeError):
-        if process.stdin is not None:
-            process.stdin.close()
 
 
 def _figures(entry: Entry) -> str:
