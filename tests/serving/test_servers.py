@@ -147,7 +147,7 @@ def test_grpc_from_start_to_stop(saved):
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     # Requests wait for others, so that one is under way when the server is told to stop.
-    with started(saved, "--grpc", "--batch-timeout", 0.5) as (process, port):
+    with started(saved, "--grpc", "--batch-timeout", 0.5, "--max-waiting", 2) as (process, port):
         channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         grpc.channel_ready_future(channel).result(START_SECONDS)
         state = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
@@ -190,10 +190,13 @@ def test_grpc_from_start_to_stop(saved):
                 predict(wrong)
             assert caught.value.code().name == code and message in caught.value.details(), message
             assert "\n" not in caught.value.details()
-        pending = predict.future(request(images=tf.make_tensor_proto(given)))
+        pending = [predict.future(request(images=tf.make_tensor_proto(given))) for _ in range(2)]
         time.sleep(0.2)
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(request(images=tf.make_tensor_proto(given)))
+        assert caught.value.code().name == "RESOURCE_EXHAUSTED"
         process.send_signal(signal.SIGTERM)
-        assert len(tf.make_ndarray(pending.result(30).outputs["scores"])) == 3
+        assert [len(tf.make_ndarray(one.result(30).outputs["scores"])) for one in pending] == [3, 3]
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0 and "Traceback" not in output, output
 
