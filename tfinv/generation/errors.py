@@ -143,18 +143,16 @@ def evaluate_generation(
 def _sweep(renderer: Renderer, split: Split, grid: np.ndarray) -> np.ndarray:
     """Returns the error of each image at each parameter [M, N]."""
     table, errors = np.empty((len(grid), len(split)), np.float32), renderer.errors
-    images = tf.constant(split.images[:1])
-    if renderer.traceable:  # one graph for all; another function may be NumPy's
-        firsts = (images, renderer.features(images))
-        signature = [tf.TensorSpec((None, *batch.shape[1:]), batch.dtype) for batch in firsts]
-        signature.append(tf.TensorSpec(grid.shape[1:], tf.float32))
-        errors = tf.function(errors, input_signature=signature, autograph=False)
     # Batch by batch, so that no more images and features than that are in memory.
     for start in track(range(0, len(split), BATCH_SIZE), description="Errors"):
         images = tf.constant(split.images[start : start + BATCH_SIZE])
-        features = renderer.features(images)
+        batch = (images, renderer.features(images))
+        if not start and renderer.traceable:  # one graph for all; another function may be NumPy's
+            signature = [tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in batch]
+            signature.append(tf.TensorSpec(grid.shape[1:], tf.float32))
+            errors = tf.function(errors, input_signature=signature, autograph=False)
         for row, parameter in zip(table, grid, strict=True):
-            row[start : start + BATCH_SIZE] = errors(images, features, tf.constant(parameter))
+            row[start : start + BATCH_SIZE] = errors(*batch, tf.constant(parameter))
     return table
 
 
