@@ -12,8 +12,6 @@ parents, and the third another output activation, so these two are held to one i
 docs/performance.md has what was measured.
 """
 
-import ctypes
-import gc
 import importlib.util
 import os
 import sys
@@ -31,7 +29,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 from rich.table import Table
-from routing import alone, kept, resident
+from routing import alone, peak_of
 from routing_peers import DYNAMIC, EM, Problem, compiled
 
 TOLERANCE = 1e-3  # of the largest entry; float32 sums in different orders
@@ -174,13 +172,7 @@ def peak(name: str, path: Path | None, problem: Problem, seed: int) -> int:
     """Peak resident memory of the second call above what the process held before it, in bytes."""
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # its allocator keeps what it had: no peak would show
     call = PEERS[name][0](path, problem, seed) if path else tfinv_call(problem, seed)
-    call()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = resident("VmRSS") - (0 if path else kept("fused"))
-    call()
-    return resident("VmHWM") - before
+    return peak_of(call, name if path else "fused")[0]
 
 
 def measure(name: str, path: Path, config: Config) -> list[dict]:

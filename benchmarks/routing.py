@@ -113,6 +113,17 @@ def kept(peer: str) -> int:
     return function()
 
 
+def peak_of(call, peer: str) -> tuple:
+    """Peak of a second call above what the process held before it, that of the process, and its result."""
+    call()  # traces, compiles, and fills the caches of the allocator
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = resident("VmRSS") - kept(peer)
+    result = call()
+    return resident("VmHWM") - before, resident("VmHWM"), result
+
+
 def measure_peak(peer: str, problem: Problem, seed: int, threads: int = 2) -> dict[str, float]:
     """Peak resident memory of one call above what the process held before it, and its time.
 
@@ -125,13 +136,8 @@ def measure_peak(peer: str, problem: Problem, seed: int, threads: int = 2) -> di
     tf.config.threading.set_inter_op_parallelism_threads(1)
     inputs = problem.inputs(seed)
     run = compiled(peer, problem)
-    clock(run, inputs)  # traces, compiles, and fills the caches of the allocator
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = resident("VmRSS") - kept(peer)
-    seconds = clock(run, inputs)
-    return {"peak_bytes": resident("VmHWM") - before, "process_bytes": resident("VmHWM"), "seconds": seconds}
+    peak, process, seconds = peak_of(lambda: clock(run, inputs), peer)
+    return {"peak_bytes": peak, "process_bytes": process, "seconds": seconds}
 
 
 def measure_memory(config: Config) -> list[dict]:
