@@ -1,5 +1,6 @@
 """Fixtures of all tests. Imports no TensorFlow: some lanes run layers and ops without it."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -17,6 +18,15 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "COLUMNS": "200",
 }
+
+
+def skip_without(items, marker: str, needed: tuple[str, ...], variable: str) -> None:
+    """Skips the items with a marker if a module is missing, unless `variable` is 1: then they fail."""
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get(variable) != "1":
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
 
 
 def digit_arrays(train: int = 120, test: int = 60, size: int = 12) -> dict[str, np.ndarray]:

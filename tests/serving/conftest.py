@@ -1,10 +1,9 @@
 """A model to serve: its class is the row of the brightest pixel, its other signatures show what they got."""
 
-import importlib.util
-import os
-
 import pytest
 import tensorflow as tf
+
+from tests.conftest import skip_without
 
 NEEDED = ("bentoml", "tensorflow_serving", "grpc_health")
 SIZE = 4
@@ -12,11 +11,7 @@ SIZE = 4
 
 def pytest_collection_modifyitems(items):
     """Without the extra "serve" its tests are skipped, unless TFINV_REQUIRE_SERVING=1 makes them fail."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing and os.environ.get("TFINV_REQUIRE_SERVING") != "1":
-        for item in items:
-            if item.get_closest_marker("serve"):
-                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+    skip_without(items, "serve", NEEDED, "TFINV_REQUIRE_SERVING")
 
 
 class Bright(tf.Module):
