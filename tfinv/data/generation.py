@@ -10,7 +10,6 @@ from tfinv.data.datasets import load_dataset
 from tfinv.data.pipeline import (
     draws,
     mapped,
-    part_of,
     render,
     sample_parameters,
     scale_pixels,
@@ -93,9 +92,7 @@ def pairs(
 
     arguments = (protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream)
     drawn = draws(*arguments) if images_per_code == 1 else _group_draws(*arguments, images_per_code)
-    if part[1] > 1:
-        drawn = drawn.map(lambda *batch: part_of(batch, part))
-    return mapped(drawn, load)
+    return mapped(drawn, load, part)
 
 
 def _group_draws(

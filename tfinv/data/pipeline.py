@@ -201,9 +201,7 @@ def batches(
         return render(protocol, images_at(indices), parameters), tf.gather(labels, indices)
 
     drawn = draws(protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream, replace)
-    if part[1] > 1:
-        drawn = drawn.map(lambda *batch: part_of(batch, part))
-    return mapped(drawn, load)
+    return mapped(drawn, load, part)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -224,8 +222,10 @@ def part_of(batch: Any, part: tuple[int, int]) -> Any:
     return tf.nest.map_structure(own, batch)
 
 
-def mapped(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
-    """Maps elements, in parallel with what consumes them, in their order."""
+def mapped(dataset: tf.data.Dataset, function: Callable, part: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
+    """Maps elements, or that part of each (see `part_of`), in parallel with what consumes them, in order."""
+    if part[1] > 1:
+        dataset = dataset.map(lambda *batch: part_of(batch, part))
     options = tf.data.Options()
     # It finds nothing to tune here, and may keep an iterator's end waiting for as long as the iterator lived.
     options.autotune.enabled = False
