@@ -125,6 +125,8 @@ def test_names_are_unique_and_each_budget_is_a_run():
         (["tiny", "--budget", "cup"], "smoke, cpu, article. Received: budget=cup"),
         (["tiny", "--budget", "smoke", "--publish", "docs"], "publish"),
         (["tiny", "--seeds", "-1"], "seed=-1"),
+        (["tiny", "--jobs", "0"], "jobs=0"),
+        (["tiny", "--jobs", "2", "--ray", "local", "--storage", "sweep"], "--jobs is for this machine"),
     ],
 )
 def test_bad_input_is_named_and_nothing_runs(suite, workers, tmp_path, capsys, arguments, message):

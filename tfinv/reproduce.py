@@ -12,7 +12,7 @@ from rich.table import Table
 from tfinv import report, results_page, suites, summary
 from tfinv.catalogue import Catalogue, Entry
 from tfinv.engines.base import Failure
-from tfinv.engines.choice import Cluster, choose
+from tfinv.engines.choice import Machines, choose
 from tfinv.errors import UsageError
 from tfinv.files import check_writable
 from tfinv.runs import digest
@@ -20,7 +20,7 @@ from tfinv.suites import BUDGETS, Experiment
 from tfinv.sweep import name_of, sweep, time_left
 
 _LOG_WIDTH = 160
-_THIS_MACHINE = Cluster()
+_THIS_MACHINE = Machines()
 
 
 def reproduce(
@@ -33,7 +33,7 @@ def reproduce(
     publish: Path | None = None,
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False,
     report_only: bool = False,
-    cluster: Cluster = _THIS_MACHINE,
+    machines: Machines = _THIS_MACHINE,
 ) -> int:
     """Reproduces.
 
@@ -48,7 +48,7 @@ def reproduce(
         publish: Folder whose results/ gets the tables, and that is rendered, such as docs.
         list_only: Show what there is and what is missing; run nothing.
         report_only: Report what is finished; run nothing.
-        cluster: Where runs are made, if not one after the other by this machine.
+        machines: Where runs are made, if not one after the other by this machine.
 
     Returns:
         Number of runs that failed.
@@ -90,7 +90,7 @@ def reproduce(
             known,
             lambda config: _command(budget, names[config], config.seed),
             console,
-            choose(cluster),
+            choose(machines),
         )
         entries = [known.find(entry.config) for entry in entries]
     _report([row for row, _ in configs], entries, publish or output / f"{suite}-{budget}", console)

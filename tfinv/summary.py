@@ -121,6 +121,8 @@ def budget(config: RunConfig) -> str:
     if training.decay_rate < 1:
         every = f"{training.decay_steps:,} steps" if training.decay_steps else "epoch"
         text += f" x {training.decay_rate:g} every {every}"
+    if training.precision != "float32":
+        text += f", {training.precision}"
     return text + (f", {config.limit} images" if config.limit else "")
 
 

@@ -1,4 +1,4 @@
-"""What finishes the runs of a sweep: this machine, one after the other, or a cluster.
+"""What finishes the runs of a sweep: this machine, some at once, or a cluster.
 
 Empty on purpose: a node of a cluster imports `node` without TensorFlow.
 """

@@ -9,12 +9,15 @@ from tfinv.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster that makes the runs, instead of this machine alone."""
+class Machines:
+    """Where runs are made: on this machine, or on a Ray cluster."""
+
+    jobs: int = 1
+    """Runs at once on this machine; if there are more, each takes its part of the cores."""
 
     ray: str | None = None
     """Address of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for one started here and now
-    (extra `ray`); without it, this machine makes one run after the other."""
+    (extra `ray`); without it, this machine makes them."""
     storage: str | None = None
     """Folder that all machines of the cluster reach, for what is finished of each run: a path or an fsspec
     URL such as s3://bucket/folder."""
@@ -24,22 +27,27 @@ class Cluster:
     """GPUs that a run takes of a machine of the cluster; 0 hides them."""
 
     def __post_init__(self) -> None:
+        check_range("jobs", self.jobs, low=1)
         check_range("cpus_per_run", self.cpus_per_run, low=0.01)
         check_range("gpus_per_run", self.gpus_per_run, low=0.0)
         if self.ray is None and (self.storage, self.cpus_per_run, self.gpus_per_run) != (None, 1.0, 0.0):
             raise UsageError("--storage, --cpus-per-run and --gpus-per-run need --ray.")
+        if self.ray is not None and self.jobs != 1:
+            raise UsageError(
+                "--jobs is for this machine alone; a Ray cluster takes as many runs as it has room for."
+            )
         if self.ray is not None and self.storage is None:
             raise UsageError("--ray needs --storage, a folder that all machines of the cluster reach.")
 
 
-def choose(cluster: Cluster) -> Engine:
+def choose(machines: Machines) -> Engine:
     """Returns the engine that is asked for; loads Ray only if that is.
 
     Raises:
         UsageError: If the cluster is not reached, the storage cannot be written to, or an extra is missing.
     """
-    if cluster.ray is None or cluster.storage is None:
-        return LocalEngine()
+    if machines.ray is None or machines.storage is None:
+        return LocalEngine(machines.jobs)
     from tfinv.engines.cluster import RayEngine
 
-    return RayEngine(cluster.ray, cluster.storage, cluster.cpus_per_run, cluster.gpus_per_run)
+    return RayEngine(machines.ray, machines.storage, machines.cpus_per_run, machines.gpus_per_run)

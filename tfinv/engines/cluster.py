@@ -1,7 +1,6 @@
 """The engine of many machines: a run is a task of a Ray cluster, and its directory comes back by storage."""
 
 import logging
-import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from tfinv.catalogue import Entry
 from tfinv.config import RunConfig, to_json
 from tfinv.engines import node
 from tfinv.engines.base import Failure, Watcher, log_of
-from tfinv.engines.process import reason_of
+from tfinv.engines.process import reason_of, threads
 from tfinv.engines.storage import EXTRA, Progress, Storage
 from tfinv.errors import UsageError
 
@@ -174,10 +173,8 @@ class RayEngine:
 
 def _environment(cpus: float, gpus: float) -> dict[str, str]:
     """Returns the variables of a run's process."""
-    # TensorFlow would start a thread a core of the machine, in each of the runs that share it.
-    threads = str(max(1, math.floor(cpus)))
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    environment |= {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+    environment |= threads(cpus)
     if gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     elif gpus < 1:

@@ -1,6 +1,7 @@
 """A process for one run: started, watched, ended, on whatever machine. Imports no TensorFlow."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -59,6 +60,13 @@ def work(
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
     return process.returncode
+
+
+def threads(cores: float) -> dict[str, str]:
+    """Returns the variables of a process that shares a machine: as many threads as its part of the cores."""
+    # TensorFlow would start a thread a core of the machine, in each of the runs that share it.
+    count = str(max(1, math.floor(cores)))
+    return {"TF_NUM_INTRAOP_THREADS": count, "TF_NUM_INTEROP_THREADS": count}
 
 
 def reason_of(code: int) -> str:

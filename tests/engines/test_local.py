@@ -1,0 +1,96 @@
+"""Runs at once on this machine: as many as asked for, told of in one thread, ended with the sweep."""
+
+import threading
+
+import pytest
+
+from tests.test_reproduce import pretend_run
+from tfinv import models, runs
+from tfinv.catalogue import Entry
+from tfinv.engines import process
+from tfinv.engines.local import LocalEngine
+
+PATIENCE = 60  # seconds; only a test that fails waits that long
+
+
+class Watcher:
+    def __init__(self):
+        self.begun, self.threads = [], set()
+
+    def begin(self, entry, where=""):
+        self.begun.append(entry.config.seed)
+        self.threads.add(threading.get_ident())
+
+    def show(self, entry, epochs):
+        self.threads.add(threading.get_ident())
+
+    def say(self, text, entry=None):
+        raise AssertionError(text)
+
+
+@pytest.fixture
+def entries(tmp_path):
+    configs = [runs.replace(models.default_run("cnn", "cnn_00"), epochs=1, seed=seed) for seed in range(4)]
+    return [Entry(one, tmp_path / runs.digest(one) / one.run_id, 0, False) for one in configs]
+
+
+def finish(engine, entries, watcher):
+    return engine.finish(entries, lambda config: ["command", str(config.seed)], watcher)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+def test_as_many_runs_at_once_as_asked_for(monkeypatch, entries, jobs):
+    together = threading.Barrier(jobs)  # passed by as many threads as wait, or by none
+    environments = []
+
+    def work(config, output, command, log, watch, environment):
+        watch()
+        together.wait(PATIENCE)
+        environments.append(environment)
+        if command[1] == "1":
+            log.write("it diverged\n")
+            return 2
+        entry = entries[int(command[1])]
+        pretend_run(entry.directory, entry.config, 1, done=True)
+        return 0
+
+    monkeypatch.setattr(process, "work", work)
+    watcher = Watcher()
+    ended = dict(
+        (entry.config.seed, failure) for entry, failure in finish(LocalEngine(jobs), entries, watcher)
+    )
+    assert watcher.begun == [0, 1, 2, 3] and watcher.threads == {threading.get_ident()}
+    assert [ended[seed] for seed in (0, 2, 3)] == [None] * 3
+    assert ended[1].reason == "exit code 2" and ended[1].tail == ("it diverged",)
+    limited = [environment is not None for environment in environments]
+    assert limited == [jobs > 1] * 4
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_whoever_stops_asking_ends_what_is_at_work(monkeypatch, entries, jobs):
+    started, first = [], threading.Event()
+
+    def work(config, output, command, log, watch, environment):
+        started.append(command[1])
+        if command[1] == "0":
+            pretend_run(entries[0].directory, entries[0].config, 1, done=True)
+            return 0
+        first.set()
+        while True:  # until watch() says otherwise
+            watch()
+
+    monkeypatch.setattr(process, "work", work)
+    ended = finish(LocalEngine(jobs), entries, Watcher())
+    assert next(ended)[0] is entries[0]
+    assert first.wait(PATIENCE)
+    ended.close()
+    assert len(started) <= jobs + 1 and threading.active_count() == 1
+
+
+def test_an_error_of_this_process_is_not_lost(monkeypatch, entries):
+    def work(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(process, "work", work)
+    with pytest.raises(OSError, match="no space left"):
+        list(finish(LocalEngine(2), entries, Watcher()))
