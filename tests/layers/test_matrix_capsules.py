@@ -142,19 +142,40 @@ def test_class_capsules_of_the_article_append_the_coordinates_and_average_the_po
     layer = randomize(layers.EMCapsules(4, variant="article", final_inverse_temperature=WARM))
     kernel, rest = arguments(layer)
     assert tuple(rest["beta_u"].shape) == (4, 11)
-    votes = votes_of(kernel)
-    routed = []
-    for row in range(6):
-        for column in range(5):
-            place = np.broadcast_to([(row + 0.5) / 6, (column + 0.5) / 5], (2, 2, 4, 2))
-            extended = np.concatenate([votes[:, row, column], place], axis=-1)
-            parts = em_routing_from_votes(tensor(extended), tensor(ACTIVATIONS[:, row, column]), **rest)
-            routed.append([array(part) for part in parts])
+
+    def formed(poses, kernel):
+        """The same, all coordinates formed."""
+        votes = keras.ops.reshape(keras.ops.einsum("bhwcpq,cjqr->bhwcjpr", poses, kernel), (2, 6, 5, 2, 4, 9))
+        routed = []
+        for row in range(6):
+            for column in range(5):
+                place = tensor(
+                    np.broadcast_to(np.float32([(row + 0.5) / 6, (column + 0.5) / 5]), (2, 2, 4, 2))
+                )
+                extended = keras.ops.concatenate([votes[:, row, column], place], axis=-1)
+                routed.append(em_routing_from_votes(extended, tensor(ACTIVATIONS[:, row, column]), **rest))
+        return [sum(part) / 30 for part in zip(*routed, strict=True)]
+
+    def laid(poses, kernel):
+        return layer.stateless_call(
+            [kernel, *layer.trainable_variables[1:]], [], [poses, tensor(ACTIVATIONS)]
+        )[0]
+
     poses, activations = call(layer)
-    np.testing.assert_allclose(poses, np.mean([part for part, _ in routed], axis=0), atol=1e-4)
-    np.testing.assert_allclose(activations, np.mean([part for _, part in routed], axis=0), atol=1e-4)
+    for found, expected in zip((poses, activations), formed(tensor(POSES), kernel), strict=True):
+        np.testing.assert_allclose(found, array(expected), atol=1e-4)
     np.testing.assert_allclose(poses[:, :, 9:], np.full((2, 4, 2), 0.5), atol=1e-5)  # mean of all places
     np.testing.assert_allclose(activations.sum(axis=1), np.ones(2), atol=1e-5)
+
+    def score(function):
+        def total(poses, kernel):
+            return sum(keras.ops.sum(part * keras.ops.cos(3.0 * part)) for part in function(poses, kernel))
+
+        return total
+
+    found, expected = (gradients(score(function), POSES, array(kernel)) for function in (laid, formed))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
 
 
 # Implementations
@@ -169,8 +190,9 @@ def test_implementations_agree_and_only_the_fused_op_is_kept_from_xla(fused, var
         middle = call(conv)
         top = randomize(layers.EMCapsules(3, **options), *(part.shape for part in middle))
         outputs[implementation] = [*middle, *call(top, *middle)]
-        assert conv.supports_jit == (implementation == "reference" or BACKEND != "tensorflow")
-        assert top.supports_jit
+        in_xla = implementation == "reference" or BACKEND != "tensorflow"
+        assert conv.supports_jit == in_xla
+        assert top.supports_jit == (in_xla or variant == "hinton2018")
     for found, expected in zip(*outputs.values(), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 

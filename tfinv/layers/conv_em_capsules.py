@@ -7,7 +7,7 @@ from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._em_layer import EMLayer, capsule_sizes
-from tfinv.ops import EmVariant, Implementation, em_routing, runs_fused
+from tfinv.ops import EmVariant, Implementation, em_routing
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -70,8 +70,7 @@ class ConvEMCapsules(EMLayer):
         self.strides = strides
 
     def build(self, input_shape):
-        if keras.backend.backend() == "tensorflow" and runs_fused(self.implementation, self.compute_dtype):
-            self.supports_jit = False
+        self.forbid_xla_if_fused()
         channels, pose_size = capsule_sizes(self, input_shape)
         self._map_size(input_shape[0])
         children = self.kernel_size * self.kernel_size * channels

@@ -1,12 +1,15 @@
 """Class capsules: EM routing of a whole map of matrix capsules, with coordinate addition."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._em_layer import EMLayer, capsule_sizes
-from tfinv.ops import EmVariant, Implementation, em_routing_from_votes
+from tfinv.ops import EmVariant, Implementation, em_routing, em_routing_from_votes
+from tfinv.ops.em_reference import VARIANCE_FLOOR
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -24,8 +27,8 @@ class EMCapsules(EMLayer):
             each position by themselves and averages poses and activations over the positions. See also
             `tfinv.ops.em_routing`.
         final_inverse_temperature: Factor on the logit of a parent's activation.
-        implementation: "auto", "reference" or "fused", the same choice as for other layers. The coordinates
-            change the votes, which the fused op never forms: this layer runs the reference in any case.
+        implementation: "auto", "reference" or "fused". In the variant "hinton2018" the coordinates change the
+            votes, which the fused op never forms: it runs the reference in any case.
         kernel_initializer: Initializer of the transformation matrices [C, J, P, P]; None for a truncated
             normal of standard deviation 1.
         kernel_regularizer: Regularizer of the transformation matrices.
@@ -70,47 +73,60 @@ class EMCapsules(EMLayer):
                 "EMCapsules adds two coordinates to a column of the pose matrix: P must be at least 2. "
                 f"Received: input_shape={input_shape}"
             )
+        if self.variant == "article":
+            self.forbid_xla_if_fused()
         self.add_routing_weights(channels, self.num_capsules, pose_size, self._components(pose_size))
 
     def call(self, inputs):
-        poses, activations = inputs
+        return self._route_positions(*inputs) if self.variant == "article" else self._route_map(*inputs)
+
+    def _route_positions(self, poses, activations):
+        """Routes each position by itself and averages, without forming the coordinates.
+
+        All votes of a position have the same two: the variance of these is the floor and nothing is far from
+        their mean. So they only add the same cost to each parent, and average to a half over the map.
+        """
         _, height, width, channels, size, _ = ops.shape(poses)
-        components = self._components(size)
+        weights = self.routing_arguments()
+        cost = ops.sum(weights["beta_u"], axis=-1) + math.log(VARIANCE_FLOOR)  # of all components
+        routed, active = em_routing(
+            ops.reshape(poses, (-1, channels, size, size)),
+            ops.reshape(activations, (-1, channels)),
+            ops.convert_to_tensor(self.kernel),
+            implementation=self.implementation,
+            **weights | {"beta_u": cost / (size * size)},
+        )
+        routed = ops.mean(ops.reshape(routed, (-1, height * width, self.num_capsules, size * size)), axis=1)
+        active = ops.mean(ops.reshape(active, (-1, height * width, self.num_capsules)), axis=1)
+        half = ops.expand_dims(ops.full_like(active, 0.5), -1)
+        return ops.concatenate([routed, half, half], axis=-1), active
+
+    def _route_map(self, poses, activations):
+        """Routes all positions together, their coordinates added to the votes."""
+        _, height, width, channels, size, _ = ops.shape(poses)
         # Positions as one axis: LiteRT transposes no seven axes.
         flat = ops.reshape(poses, (-1, channels, size, size))
         votes = ops.einsum("bcpq,cjqr->bcjpr", flat, ops.convert_to_tensor(self.kernel))
         votes = ops.reshape(votes, (-1, height * width, channels, self.num_capsules, size * size))
-        votes = ops.pad(votes, [(0, 0)] * 4 + [(0, components - size * size)])
-        places = self._places(height, width, size, components)  # [H * W, components]
+        places = self._places(height, width, size)  # [H * W, P * P]
         votes = votes + ops.expand_dims(ops.cast(places, votes.dtype), (1, 2))
-        if self.variant == "article":
-            routed, active = em_routing_from_votes(
-                ops.reshape(votes, (-1, channels, self.num_capsules, components)),
-                ops.reshape(activations, (-1, channels)),
-                implementation="reference",
-                **self.routing_arguments(),
-            )
-            routed = ops.reshape(routed, (-1, height * width, self.num_capsules, components))
-            active = ops.reshape(active, (-1, height * width, self.num_capsules))
-            return ops.mean(routed, axis=1), ops.mean(active, axis=1)
         children = height * width * channels
         return em_routing_from_votes(
-            ops.reshape(votes, (-1, children, self.num_capsules, components)),
+            ops.reshape(votes, (-1, children, self.num_capsules, size * size)),
             ops.reshape(activations, (-1, children)),
             implementation="reference",
             **self.routing_arguments(),
         )
 
-    def _places(self, height, width, size: int, components: int):
+    def _places(self, height, width, size: int):
         """What to add to the votes of each position: its row and column, and zeros."""
-        where = (size * size, size * size + 1) if self.variant == "article" else (size - 1, 2 * size - 1)
-        row_unit, column_unit = np.eye(components, dtype="float32")[list(where)]
+        row_unit, column_unit = np.eye(size * size, dtype="float32")[[size - 1, 2 * size - 1]]
         rows, columns = (
             (ops.cast(ops.arange(count), "float32") + 0.5) / ops.cast(count, "float32")
             for count in (height, width)
         )
         places = ops.reshape(rows, (-1, 1, 1)) * row_unit + ops.reshape(columns, (1, -1, 1)) * column_unit
-        return ops.reshape(places, (-1, components))
+        return ops.reshape(places, (-1, size * size))
 
     def _components(self, pose_size: int) -> int:
         return pose_size * pose_size + (2 if self.variant == "article" else 0)
