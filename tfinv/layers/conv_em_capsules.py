@@ -94,15 +94,16 @@ class ConvEMCapsules(EMLayer):
         )
 
     def _patches(self, maps):
-        """Returns the patches [B, H', W', kernel_size^2, C * ...] of maps [B, H, W, C, ...]."""
-        # Channels and poses as one axis: LiteRT slices no more than five.
-        maps = ops.reshape(maps, (-1, *ops.shape(maps)[1:3], math.prod(maps.shape[3:])))
-        # What each row (or column) of the patches is cut from; the last one has no stop, for -0 is the start.
-        spans = [
-            slice(offset, offset - self.kernel_size + 1 or None, self.strides)
-            for offset in range(self.kernel_size)
-        ]
-        return ops.stack([maps[:, rows, columns] for rows in spans for columns in spans], axis=3)
+        """Returns the patches [B, H' * W' * kernel_size^2, C * ...] of maps [B, H, W, C, ...]."""
+        height, width = ops.shape(maps)[1:3]
+        rows, columns = (
+            ops.expand_dims(ops.arange(count) * self.strides, 1) + ops.arange(self.kernel_size)
+            for count in self._map_size(ops.shape(maps))
+        )  # [H', kernel_size], [W', kernel_size]
+        places = ops.expand_dims(rows * width, (1, 3)) + ops.expand_dims(columns, (0, 2))
+        # One read, and one sum of what was read in the gradient: slices take several times as long.
+        flat = ops.reshape(maps, (-1, height * width, math.prod(maps.shape[3:])))
+        return ops.take(flat, ops.reshape(places, (-1,)), axis=1)
 
     def _map_size(self, shape) -> list:
         sizes = [
