@@ -16,7 +16,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -57,8 +57,20 @@ def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
     if spec is None or spec.loader is None:
         sys.exit(f"Not a Python file: {path}")
+    sys.path.append(str(path.parent))  # what it imports from its own clone
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def load_torch(path: Path) -> ModuleType:
+    """A peer under PyTorch, kept on the CPU: they make their constants on a GPU."""
+    import torch
+
+    torch.cuda.FloatTensor = torch.FloatTensor
+    torch.Tensor.cuda = lambda tensor: tensor
+    module = load(path)
+    module.__dict__.setdefault("Variable", lambda tensor: tensor)  # capsule_network.py, run, imports it
     return module
 
 
@@ -110,7 +122,7 @@ def capsule_networks(path: Path, problem: Problem, seed: int) -> Call:
 
     poses, weights = (torch.from_numpy(value.numpy()) for value in problem.inputs(seed))
     sizes = (problem.parents, problem.children, problem.child_dim, problem.parent_dim)
-    layer = load(path).CapsuleLayer(*sizes, num_iterations=problem.iterations)
+    layer = load_torch(path).CapsuleLayer(*sizes, num_iterations=problem.iterations)
     layer.route_weights.data = weights.permute(1, 0, 2, 3).contiguous()  # [J, I, K, D]
 
     def run():
@@ -125,11 +137,10 @@ def capsule_networks(path: Path, problem: Problem, seed: int) -> Call:
 def matrix_capsules(path: Path, problem: Problem, seed: int) -> Call:
     import torch
 
-    torch.cuda.FloatTensor = torch.FloatTensor  # it makes its constants on a GPU
     values = (torch.from_numpy(value.numpy()) for value in problem.inputs(seed))
     poses, activations, weights, beta_u, beta_a = values
     edge, count = problem.child_dim, problem.children // 9
-    layer = load(path).ConvCaps(count, problem.parents, 3, edge, iters=problem.iterations)
+    layer = load_torch(path).ConvCaps(count, problem.parents, 3, edge, iters=problem.iterations)
     layer.weights.data, layer.beta_u.data, layer.beta_a.data = weights[None], beta_u, beta_a
 
     def run():
@@ -175,32 +186,42 @@ def peak(name: str, path: Path | None, problem: Problem, seed: int) -> int:
     return peak_of(call, name if path else "fused")[0]
 
 
+def interleaved(calls: dict[str, Callable], rounds: int) -> Iterator[tuple[int, str, float]]:
+    """Calls each by turns and yields (round, name, seconds), but for a first round that is not counted."""
+    for number in range(-1, rounds):
+        for who, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds = time.perf_counter() - start
+            if number >= 0:
+                yield number, who, seconds
+
+
 def measure(name: str, path: Path, config: Config) -> list[dict]:
     make, problem, package, _ = PEERS[name]
     gap = alone(check, name, path, config.seed)
     calls = {"tfinv": tfinv_call(problem, config.seed), name: make(path, problem, config.seed)}
     memory = {who: alone(peak, name, path if who == name else None, problem, config.seed) for who in calls}
     rows = []
-    for number in range(-1, config.rounds):
-        for who, call in calls.items():
-            start = time.perf_counter()
-            call()
-            row = {"peer": name, "who": who, "version": f"{package} {version(package)}", "round": number}
-            row |= {"seconds": time.perf_counter() - start, "peak_bytes": memory[who], "difference": gap}
-            rows += [row] if number >= 0 else []
+    for number, who, seconds in interleaved(calls, config.rounds):
+        row = {"peer": name, "who": who, "version": f"{package} {version(package)}", "round": number}
+        rows.append({**row, "seconds": seconds, "peak_bytes": memory[who], "difference": gap})
     return rows
 
 
-def main(config: Config) -> None:
+def files(config: Config) -> dict[str, Path]:
+    """The file of each peer that is named; exits if there is none, or one that does not exist."""
     paths = {name: getattr(config, name) for name in PEERS if getattr(config, name)}
     if not paths:
         sys.exit("Name the file of at least one peer; --help says which.")
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         sys.exit(f"No such file: {', '.join(missing)}")
-    frame = pd.DataFrame(
-        [row for name, path in paths.items() for row in measure(name, path.resolve(), config)]
-    )
+    return {name: path.resolve() for name, path in paths.items()}
+
+
+def main(config: Config) -> None:
+    frame = pd.DataFrame([row for name, path in files(config).items() for row in measure(name, path, config)])
     table = Table("peer", "its ms", "tfinv's ms", "times", "its MiB", "tfinv's MiB", "with")
     for name, group in frame.groupby("peer", sort=False):
         seconds = group.groupby("who")["seconds"].median()

@@ -12,6 +12,7 @@ Random images, batch of the article. Takes about 15 minutes on two cores for eve
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -42,16 +43,19 @@ class Config:
     seed: int = 0
 
 
-def whole(network: str, implementation: str, classes: int, seed: int):
-    """The network's training model, compiled; and what turns a batch into its inputs and targets."""
+def whole(network: str, classes: int, seed: int, edge: int = 28, **changes):
+    """The network's training model, compiled; and what turns a batch into its inputs and targets.
+
+    Images are `edge` pixels high and wide; `changes` are of the article's configuration.
+    """
     import keras
 
     from tfinv import models, training
 
     keras.utils.set_random_seed(seed)
     preset = models.get_preset(network, "article")
-    config = replace(preset.model, implementation=implementation)
-    objective = models.objective(network, models.get_model(network).build(config, (28, 28, 1), classes))
+    config = replace(preset.model, **changes)
+    objective = models.objective(network, models.get_model(network).build(config, (edge, edge, 1), classes))
     optimizer = training.make_optimizer(preset.training, 100)
     objective.model.compile(optimizer, objective.loss, objective.loss_weights, jit_compile=False)
     return objective.model, objective.adapt
@@ -73,26 +77,34 @@ def convolutional_part(network: str, classes: int, seed: int):
     return part, lambda images, labels: (images, np.zeros((len(images), *part.output.shape[1:]), np.float32))
 
 
-def steps(network: str, config: Config):
-    """name -> a call that makes one training step and returns its loss."""
+def step(model, data) -> Callable[[], float]:
+    """A call that makes one training step on the batch `data`, inputs and targets, and returns its loss."""
     import tensorflow as tf
 
+    iterator = iter(tf.data.Dataset.from_tensors(data).repeat())
+    train = model.make_train_function() or model.train_function
+
+    def run() -> float:
+        model.reset_metrics()  # else it would be the mean over all steps so far
+        return float(train(iterator)["loss"])
+
+    return run
+
+
+def steps(network: str, config: Config):
+    """name -> a call that makes one training step and returns its loss."""
     from tfinv import models
 
     classes, batch = 8, models.get_preset(network, "article").training.batch_size
     rng = np.random.default_rng(config.seed)
     images = rng.random((batch, 28, 28, 1), dtype=np.float32)
     labels = rng.integers(0, classes, batch).astype(np.int32)
-    found = {f"{name} routing": whole(network, name, classes, config.seed) for name in config.implementations}
+    found = {
+        f"{name} routing": whole(network, classes, config.seed, implementation=name)
+        for name in config.implementations
+    }
     found["convolutional part"] = convolutional_part(network, classes, config.seed)
-
-    def step(model, adapt):
-        data = tf.data.Dataset.from_tensors(adapt(images, labels)).repeat()
-        iterator = iter(data)
-        train = model.make_train_function() or model.train_function
-        return lambda: float(train(iterator)["loss"])
-
-    return {name: step(*pair) for name, pair in found.items()}
+    return {name: step(model, adapt(images, labels)) for name, (model, adapt) in found.items()}
 
 
 def check(losses: dict[str, float], dtype: str) -> None:
