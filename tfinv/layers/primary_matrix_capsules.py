@@ -67,10 +67,9 @@ class PrimaryMatrixCapsules(keras.layers.Layer):
         maps = self.convolution(inputs)
         positions = ops.shape(maps)[:3]
         components = self.channels * self.pose_size * self.pose_size
-        poses = ops.reshape(
-            maps[..., :components], (*positions, self.channels, self.pose_size, self.pose_size)
-        )
-        return poses, ops.sigmoid(maps[..., components:])
+        poses, logits = ops.split(maps, [components], axis=-1)  # whose gradient is one concatenation
+        poses = ops.reshape(poses, (*positions, self.channels, self.pose_size, self.pose_size))
+        return poses, ops.sigmoid(logits)
 
     def compute_output_shape(self, input_shape):
         positions = self.convolution.compute_output_shape(input_shape)[:3]
