@@ -22,6 +22,7 @@ def _pool(preset: str) -> Experiment:
         "decay_rate": 0.4,
         "decay_steps": None,
         "precision": "mixed_bfloat16",
+        **_FEW_PASSES,
     }
     # And 100 million weights, which take longer to store than a smoke run takes otherwise.
     narrow = dataclasses.replace(models.get_preset("cnn", preset).model, dense_units=32)
