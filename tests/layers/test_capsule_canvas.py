@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.backend import array, double_precision, gradients, numerical_gradients, tensor
+from tests.backend import BACKEND, array, double_precision, gradients, numerical_gradients, tensor
 from tfinv import layers
 
 RANDOM = np.random.default_rng(0)
@@ -91,6 +91,16 @@ def test_capsules_add_up_in_any_order():
     np.testing.assert_allclose(drawn, again, atol=1e-6)
     parts = [array(layer([tensor(positions[:, k::2]), tensor(activations[:, k::2])])) for k in (0, 1)]
     np.testing.assert_allclose(drawn, sum(parts), atol=1e-6)
+
+
+def test_nothing_is_transposed():
+    if BACKEND != "tensorflow":
+        pytest.skip("looks at TensorFlow's graph")
+    import tensorflow as tf
+
+    layer, inputs = layers.CapsuleCanvas((4, 5)), map(tensor, case(2, 6, 3, 1.0))
+    graph = tf.function(lambda *inputs: layer(list(inputs))).get_concrete_function(*inputs).graph
+    assert "Transpose" not in {operation.type for operation in graph.get_operations()}
 
 
 def test_positions_keep_full_precision_under_a_half_precision_policy():

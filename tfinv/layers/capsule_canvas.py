@@ -54,11 +54,12 @@ class CapsuleCanvas(keras.layers.Layer):
         if keras.backend.standardize_dtype(positions.dtype) != "float64":
             positions = ops.cast(positions, "float32")
         height, width = self.size
-        rows = nearness(positions[..., 0] + (height - 1) / 2, height)  # [N, K, H]
-        columns = nearness(positions[..., 1] + (width - 1) / 2, width)  # [N, K, W]
-        weights = ops.expand_dims(rows, -1) * ops.expand_dims(columns, 2)  # [N, K, H, W]
-        weights = ops.reshape(weights, (*ops.shape(activations)[:2], height * width))
-        weights = ops.cast(ops.transpose(weights, (0, 2, 1)), self.compute_dtype)
+        rows = nearness(positions[..., 0] + (height - 1) / 2, height)  # [N, H, K]
+        columns = nearness(positions[..., 1] + (width - 1) / 2, width)  # [N, W, K]
+        weights = ops.expand_dims(rows, 2) * ops.expand_dims(columns, 1)  # [N, H, W, K]
+        batch, capsules = ops.shape(activations)[:2]
+        weights = ops.reshape(weights, (batch, height * width, capsules))
+        weights = ops.cast(weights, self.compute_dtype)
         maps = ops.matmul(weights, ops.cast(activations, self.compute_dtype))  # [N, H * W, C]
         return ops.reshape(maps, (-1, height, width, activations.shape[-1]))
 
@@ -70,8 +71,12 @@ class CapsuleCanvas(keras.layers.Layer):
 
 
 def nearness(places, count: int):
-    """Returns the weights relu(1 - |d|) [..., count] of the cells 0, 1, ... at distance d of places [...]."""
-    distances = ops.expand_dims(places, -1) - ops.arange(count, dtype=places.dtype)
+    """Returns the weights relu(1 - |d|) [N, count, K] of the cells 0, 1, ... at distance d of places [N, K].
+
+    Cells come before capsules, so that the product takes the weights as they lie.
+    """
+    cells = ops.expand_dims(ops.arange(count, dtype=places.dtype), -1)
+    distances = ops.expand_dims(places, -2) - cells
     near = ops.logical_and(distances >= -1, distances < 1)
     # The two slopes as such, for relu and the absolute value have no slope at all in their kinks.
     return ops.where(near, ops.where(distances >= 0, 1 - distances, 1 + distances), 0)
