@@ -118,6 +118,13 @@ def test_two_budgets_of_a_network_are_two_rows(tmp_path):
     assert rows[2]["network"] == "cnn_00, 15 epochs, rate 0.0001 x 0.9 every 10,000 steps"
 
 
+def test_a_budget_names_what_is_not_usual():
+    config = runs.replace(run_config(), epochs=3, learning_rate=2e-3, decay_rate=1.0)
+    assert summary.budget(config) == "3 epochs, rate 0.002"
+    config = runs.replace(config, decay_rate=0.5, decay_steps=100, precision="mixed_bfloat16", limit=200)
+    assert summary.budget(config) == "3 epochs, rate 0.002 x 0.5 every 100 steps, mixed_bfloat16, 200 images"
+
+
 def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
     for name, ptest, pinv in (
         ("cnn_00", 0.97, 0.3),
