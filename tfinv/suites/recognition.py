@@ -15,8 +15,8 @@ _GIVEN = "Given the transformation"
 
 
 def _pool(preset: str) -> Experiment:
-    # Convolutions of stride 1 and up to 100 million weights: an epoch costs ten of the others', and the rate of
-    # the others is too high for a dense layer of 100,000 inputs.
+    # Convolutions of stride 1 and up to 100 million weights: an epoch costs ten of the others'.
+    # The rate of the others is too high for a dense layer of 100,000 inputs.
     budget = {
         "epochs": 4,
         "learning_rate": 2e-4,
