@@ -41,12 +41,16 @@ def finish(engine, entries, watcher):
 @pytest.mark.parametrize("jobs", [1, 2, 4])
 def test_as_many_runs_at_once_as_asked_for(monkeypatch, entries, jobs):
     together = threading.Barrier(jobs)  # passed by as many threads as wait, or by none
-    environments = []
+    environments, at_work, counts = [], set(), []
 
     def work(config, output, command, log, watch, environment):
         watch()
+        at_work.add(command[1])
         together.wait(PATIENCE)
+        counts.append(len(at_work))
         environments.append(environment)
+        together.wait(PATIENCE)
+        at_work.discard(command[1])
         if command[1] == "1":
             log.write("it diverged\n")
             return 2
@@ -59,16 +63,26 @@ def test_as_many_runs_at_once_as_asked_for(monkeypatch, entries, jobs):
     ended = dict(
         (entry.config.seed, failure) for entry, failure in finish(LocalEngine(jobs), entries, watcher)
     )
-    assert watcher.begun == [0, 1, 2, 3] and watcher.threads == {threading.get_ident()}
+    assert counts == [jobs] * 4
+    assert sorted(watcher.begun) == [0, 1, 2, 3] and watcher.threads == {threading.get_ident()}
     assert [ended[seed] for seed in (0, 2, 3)] == [None] * 3
     assert ended[1].reason == "exit code 2" and ended[1].tail == ("it diverged",)
     limited = [environment is not None for environment in environments]
     assert limited == [jobs > 1] * 4
 
 
-@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_run_that_is_alone_has_the_machine(monkeypatch, entries):
+    environments = []
+    monkeypatch.setattr(process, "work", lambda *arguments: environments.append(arguments[-1]) or 2)
+    assert [failure.reason for _, failure in finish(LocalEngine(4), entries[:1], Watcher())] == [
+        "exit code 2"
+    ]
+    assert environments == [None] and not list(finish(LocalEngine(4), [], Watcher()))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_whoever_stops_asking_ends_what_is_at_work(monkeypatch, entries, jobs):
-    started, first = [], threading.Event()
+    started, first, before = [], threading.Event(), threading.active_count()
 
     def work(config, output, command, log, watch, environment):
         started.append(command[1])
@@ -84,7 +98,7 @@ def test_whoever_stops_asking_ends_what_is_at_work(monkeypatch, entries, jobs):
     assert next(ended)[0] is entries[0]
     assert first.wait(PATIENCE)
     ended.close()
-    assert len(started) <= jobs + 1 and threading.active_count() == 1
+    assert len(started) <= jobs + 1 and threading.active_count() == before
 
 
 def test_an_error_of_this_process_is_not_lost(monkeypatch, entries):

@@ -178,6 +178,20 @@ def test_class_capsules_of_the_article_append_the_coordinates_and_average_the_po
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
 
 
+def test_costs_are_added_up_in_full_precision():
+    # Votes of zero are exact in any precision; beside log(floor) bfloat16 does not tell these betas apart.
+    options = dict(variant="article", final_inverse_temperature=20.0)
+    layer = layers.EMCapsules(3, **options, dtype="mixed_bfloat16")
+    full = layers.EMCapsules(3, **options)
+    for each in (layer, full):
+        each.build([POSES.shape, ACTIVATIONS.shape])
+        kernel, beta_u, beta_a = each.get_weights()
+        each.set_weights([kernel, beta_u + np.float32([[0.0], [0.002], [0.004]]), beta_a])
+    found, expected = (call(each, np.zeros_like(POSES), ACTIVATIONS)[1] for each in (layer, full))
+    assert np.ptp(expected) > 0.05
+    np.testing.assert_allclose(found, expected, atol=4e-3)
+
+
 # Implementations
 
 

@@ -29,8 +29,6 @@ class LocalEngine:
 
     def __init__(self, jobs: int = 1):
         self._jobs = jobs
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._environment = None if jobs == 1 else process.threads(cores / jobs)
 
     def finish(
         self, entries: Sequence[Entry], command: Callable[[RunConfig], list[str]], watcher: Watcher
@@ -39,11 +37,13 @@ class LocalEngine:
         # A thread waits for each process; what it has to tell is told here, by the caller's thread.
         told: _Told = queue.SimpleQueue()
         stop = threading.Event()
-        pool = ThreadPoolExecutor(self._jobs)
+        jobs = max(1, min(self._jobs, len(entries)))
+        environment = _share(jobs)
+        pool = ThreadPoolExecutor(jobs)
 
         def work(entry: Entry) -> Failure | None:
             told.put(functools.partial(watcher.begin, entry))
-            return self._finish(entry, command(entry.config), watcher, told, stop)
+            return _finish(entry, command(entry.config), environment, watcher, told, stop)
 
         def submit(entry: Entry) -> None:
             ended = pool.submit(work, entry)
@@ -60,32 +60,42 @@ class LocalEngine:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _finish(
-        self,
-        entry: Entry,
-        command: list[str],
-        watcher: Watcher,
-        told: _Told,
-        stop: threading.Event,
-    ) -> Failure | None:
-        output, log = entry.directory.parent, log_of(entry)
-        output.mkdir(parents=True, exist_ok=True)
-        shown = None
 
-        def watch() -> None:
-            nonlocal shown
-            if stop.is_set():
-                raise _StoppedError
-            epochs = catalogue.epochs_of(entry.directory)
-            if epochs != shown:
-                told.put(functools.partial(watcher.show, entry, epochs))
-                shown = epochs
+def _share(jobs: int) -> dict[str, str] | None:
+    """Returns the variables of one of so many processes that share this machine."""
+    if jobs == 1:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Or the first would take all memory of a GPU.
+    return {**process.threads(cores / jobs), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 
-        with log.open("a") as file:
-            start = file.tell()
-            code = process.work(to_json(entry.config), output, command, file, watch, self._environment)
-        if code == 0 and catalogue.is_finished(entry.directory, entry.config):
-            return None
-        with log.open("rb") as said:
-            said.seek(start)
-            return Failure.of(entry, process.reason_of(code), said.read().decode(errors="replace"))
+
+def _finish(
+    entry: Entry,
+    command: list[str],
+    environment: dict[str, str] | None,
+    watcher: Watcher,
+    told: _Told,
+    stop: threading.Event,
+) -> Failure | None:
+    output, log = entry.directory.parent, log_of(entry)
+    output.mkdir(parents=True, exist_ok=True)
+    shown = None
+
+    def watch() -> None:
+        nonlocal shown
+        if stop.is_set():
+            raise _StoppedError
+        epochs = catalogue.epochs_of(entry.directory)
+        if epochs != shown:
+            told.put(functools.partial(watcher.show, entry, epochs))
+            shown = epochs
+
+    with log.open("a") as file:
+        start = file.tell()
+        code = process.work(to_json(entry.config), output, command, file, watch, environment)
+    if code == 0 and catalogue.is_finished(entry.directory, entry.config):
+        return None
+    with log.open("rb") as said:
+        said.seek(start)
+        return Failure.of(entry, process.reason_of(code), said.read().decode(errors="replace"))

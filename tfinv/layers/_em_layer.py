@@ -49,8 +49,9 @@ class EMLayer(keras.layers.Layer):
             name="kernel",
         )
         each = (parents, components) if self.variant == "article" else (parents,)
-        self.beta_u = self.add_weight(shape=each, initializer="zeros", name="beta_u")
-        self.beta_a = self.add_weight(shape=(parents,), initializer="zeros", name="beta_a")
+        # Costs are added up in float32 whatever the policy: beside -9, bfloat16 has steps of 1/16.
+        self.beta_u = self.add_weight(shape=each, initializer="zeros", autocast=False, name="beta_u")
+        self.beta_a = self.add_weight(shape=(parents,), initializer="zeros", autocast=False, name="beta_a")
 
     def forbid_xla_if_fused(self) -> None:
         """Says that Keras must not compile the layer by XLA, which has no form of TensorFlow's fused op."""

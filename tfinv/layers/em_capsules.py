@@ -84,7 +84,8 @@ class EMCapsules(EMLayer):
         """Routes each position by itself and averages, without forming the coordinates.
 
         All votes of a position have the same two: the variance of these is the floor and nothing is far from
-        their mean. So they only add the same cost to each parent, and average to a half over the map.
+        their mean. So they only add its logarithm and their beta_u to what a parent pays for each unit of its
+        children, and average to a half over the map.
         """
         _, height, width, channels, size, _ = ops.shape(poses)
         weights = self.routing_arguments()
