@@ -25,14 +25,18 @@ _ROTATED = (
     ("address_generator", "quick", "Addresses"),
 )
 _SHIFTED = (_AUTOENCODER, _ADVERSARIAL, _HYPERNET, _CAPSULES, _ADDRESSES)
+# A step of the autoencoders costs eight times as much on the canvas of the shifts.
 _LONG = {"epochs": 30, "decay_rate": 0.9, "decay_steps": None}
-_CPU: dict[str, dict[str, Any]] = {"autoencoder": _LONG, "adversarial_autoencoder": _LONG}
+_SHORT = {"epochs": 4, "decay_rate": 0.5, "decay_steps": None}
+_LARGE = ("autoencoder", "adversarial_autoencoder")
 
 
 def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str, str, str]) -> Experiment:
     model, preset, family = network
     smoke: dict[str, Any] = {"grid_step": smoke_step}
-    if model in _CPU:  # up to 80 million weights, which take longer to store than a smoke run takes otherwise
+    if (
+        model in _LARGE
+    ):  # up to 80 million weights, which take longer to store than a smoke run takes otherwise
         smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, dense_units=32)
     if preset == "basic":  # 40 million of them
         smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, control_units=(2,))
@@ -41,7 +45,7 @@ def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str
         model,
         preset,
         family,
-        _CPU.get(model, {}),
+        ({} if model not in _LARGE else _LONG if protocol == "rotate-49" else _SHORT),
         smoke,
         changes,
         pictures=_PICTURES,
