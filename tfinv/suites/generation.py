@@ -34,9 +34,10 @@ _LARGE = ("autoencoder", "adversarial_autoencoder")
 def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str, str, str]) -> Experiment:
     model, preset, family = network
     smoke: dict[str, Any] = {"grid_step": smoke_step}
-    if (
-        model in _LARGE
-    ):  # up to 80 million weights, which take longer to store than a smoke run takes otherwise
+    budget: dict[str, Any] = {}
+    if model in _LARGE:
+        budget = _LONG if protocol == "rotate-49" else _SHORT
+        # Up to 80 million weights take longer to store than a smoke run takes otherwise.
         smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, dense_units=32)
     if preset == "basic":  # 40 million of them
         smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, control_units=(2,))
@@ -45,7 +46,7 @@ def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str
         model,
         preset,
         family,
-        ({} if model not in _LARGE else _LONG if protocol == "rotate-49" else _SHORT),
+        budget,
         smoke,
         changes,
         pictures=_PICTURES,
