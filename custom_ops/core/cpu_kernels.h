@@ -16,7 +16,6 @@ namespace tfinv {
 
 constexpr size_t kAlignment = 64;    // bytes; a cache line, and the widest vector
 constexpr int64_t kPad = 16;         // floats between two vectors of a state
-constexpr int64_t kVectorsAtOnce = 2;  // vectors of samples a routing task takes
 
 // The gradient takes children eight at a time, parent by parent.
 constexpr int64_t kChildrenTogether = 8;
@@ -25,7 +24,7 @@ constexpr int64_t kChildrenTogether = 8;
 struct DynamicPass {
   int64_t children, parents, child_dim, parent_dim;  // I, J, K, D
   int64_t first_child, last_child;
-  int64_t vectors;          // of samples, at most kVectorsAtOnce
+  int64_t vectors;          // of samples, at most vectors_at_once
   const float* poses;       // packed [vector][I][K][lane]
   const float* weights;     // [I, J, K, D]
   const float* bias;        // [I, J] or null
@@ -92,7 +91,8 @@ struct EmBlock {
 };
 
 struct CpuKernels {
-  int lanes;
+  int64_t lanes;
+  int64_t vectors_at_once;                              // of samples that a routing task takes
   size_t (*route_scratch)(const DynamicPass&);          // floats, for the next three
   void (*sum_votes)(const DynamicPass&);                // partial = sum of votes
   void (*route)(const DynamicPass&);                    // partial = sum of coupling * votes

@@ -28,7 +28,7 @@ class Block {
  public:
   Block(const DynamicDims& dims, int64_t first, int64_t count, const Executor& executor)
       : kernels(Kernels()), dims(dims), first(first), count(count), executor(executor), lanes(kernels.lanes),
-        vectors(Ceil(count, lanes)), groups(Ceil(vectors, kVectorsAtOnce)), range(Ceil(dims.children, kRanges)),
+        vectors(Ceil(count, lanes)), groups(Ceil(vectors, kernels.vectors_at_once)), range(Ceil(dims.children, kRanges)),
         ranges(Ceil(dims.children, range)), components(dims.parents * dims.parent_dim),
         stride(components * lanes + kPad), pose_stride(dims.children * dims.child_dim * lanes),
         partial(ranges * vectors * stride) {}
@@ -42,11 +42,11 @@ class Block {
   // Runs a kernel on all tasks; `total` receives the sum over the children unless it is null.
   void Run(void (*kernel)(const DynamicPass&), const DynamicPass& pass, float* total) {
     ParallelFor(executor, ranges * groups, [&](int64_t task) {
-      const int64_t part = task / groups, vector = task % groups * kVectorsAtOnce;
+      const int64_t part = task / groups, vector = task % groups * kernels.vectors_at_once;
       DynamicPass own = pass;
       own.first_child = part * range;
       own.last_child = std::min(dims.children, own.first_child + range);
-      own.vectors = std::min(kVectorsAtOnce, vectors - vector);
+      own.vectors = std::min(kernels.vectors_at_once, vectors - vector);
       own.poses += vector * pose_stride;
       own.agreed += vector * stride;
       if (own.dsums) own.dsums += vector * stride;
@@ -199,7 +199,7 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
     if (dbias) std::memset(dbias, 0, pairs * sizeof(float));
     return;
   }
-  const int64_t unit = Kernels().lanes * kVectorsAtOnce;
+  const int64_t unit = Kernels().lanes * Kernels().vectors_at_once;
   // The first iteration has coefficients only if a bias makes its coupling depend on the pair.
   const int64_t start = bias ? 0 : 1;
   const int64_t cached = kCachedFloats / std::max<int64_t>(1, 2 * (steps - start) * pairs) / unit * unit;

@@ -30,6 +30,13 @@ TFINV_INLINE Vec Min(Vec a, Vec b) { return __builtin_ia32_minps256(a, b); }
 TFINV_INLINE Vec Max(Vec a, Vec b) { return a > b ? a : b; }
 TFINV_INLINE Vec Min(Vec a, Vec b) { return a < b ? a : b; }
 #endif
+// Two neighbouring floats, again and again: one load, as for one float.
+TFINV_INLINE Vec BroadcastPair(const float* from) {
+  typedef int64_t PairVec __attribute__((vector_size(4 * kLanes)));
+  int64_t pair;
+  __builtin_memcpy(&pair, from, sizeof(pair));
+  return (Vec)(pair + PairVec{});
+}
 TFINV_INLINE IntVec Bits(Vec value) { return (IntVec)value; }
 TFINV_INLINE Vec FromBits(IntVec bits) { return (Vec)bits; }
 
@@ -109,6 +116,33 @@ TFINV_INLINE void TransposeSquare(SquareRow (&rows)[kSquare]) {
     }
 #endif
 }
+
+#if defined(__AVX512F__)
+// The same of eight rows of eight pairs of floats.
+TFINV_INLINE void TransposePairs(Vec (&rows)[8]) {
+  typedef int64_t PairVec __attribute__((vector_size(4 * kLanes)));
+  PairVec turned[8];
+#pragma GCC unroll 4
+  for (int row = 0; row < 8; row += 2) {
+    const PairVec a = (PairVec)rows[row], b = (PairVec)rows[row + 1];
+    turned[row] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+    turned[row + 1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+#pragma GCC unroll 4
+  for (int at = 0; at < 4; ++at) {
+    const int row = at / 2 * 4 + at % 2;
+    const PairVec a = turned[row], b = turned[row + 2];
+    turned[row] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+    turned[row + 2] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < 4; ++row) {
+    const PairVec a = turned[row], b = turned[row + 4];
+    rows[row] = (Vec)__builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[row + 4] = (Vec)__builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+#endif
 
 // Neighbouring lanes of a, then of b, added within each group of four lanes.
 TFINV_INLINE Vec AddPairs(Vec a, Vec b) {
