@@ -15,7 +15,9 @@
 namespace tfinv {
 namespace {
 
-constexpr int64_t kRanges = 32;                         // of children, at most
+// Ranges of children, at most. Each has partial sums, which one thread reads from the caches of the others.
+constexpr int64_t kRanges = 16;
+constexpr int64_t kScattered = 3 * kChildrenTogether;  // children of a task that has no partial sum
 // Samples of the gradient at once: as many as have their coupling and dlogits in the third-level cache (32 MiB), so
 // that weights and dweights pass few times.
 constexpr int64_t kCachedFloats = int64_t{1} << 23;
@@ -28,7 +30,8 @@ class Block {
  public:
   Block(const DynamicDims& dims, int64_t first, int64_t count, const Executor& executor)
       : kernels(Kernels()), dims(dims), first(first), count(count), executor(executor), lanes(kernels.lanes),
-        vectors(Ceil(count, lanes)), groups(Ceil(vectors, kernels.vectors_at_once)), range(Ceil(dims.children, kRanges)),
+        vectors(Ceil(count, lanes)), groups(Ceil(vectors, kernels.vectors_at_once)),
+        range(Ceil(Ceil(dims.children, kRanges), kChildrenTogether) * kChildrenTogether),
         ranges(Ceil(dims.children, range)), components(dims.parents * dims.parent_dim),
         stride(components * lanes + kPad), pose_stride(dims.children * dims.child_dim * lanes),
         partial(ranges * vectors * stride) {}
@@ -254,12 +257,12 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
     }
     const Buffer gathered = GatherStates(block, added);
 
-    ParallelFor(executor, block.ranges, [&](int64_t part) {
+    ParallelFor(executor, Ceil(dims.children, kScattered), [&](int64_t part) {
       DynamicScatter scatter = {};
       scatter.pass = whole;
       scatter.pass.poses = poses + first * dims.children * dims.child_dim;
-      scatter.pass.first_child = part * block.range;
-      scatter.pass.last_child = std::min(dims.children, scatter.pass.first_child + block.range);
+      scatter.pass.first_child = part * kScattered;
+      scatter.pass.last_child = std::min(dims.children, scatter.pass.first_child + kScattered);
       scatter.pass.coefficients = coefficients.get();
       scatter.samples = block.count;
       scatter.states = gathered.get();
