@@ -84,7 +84,8 @@ def start_script():
         options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         process = subprocess.Popen(
             command,
-            env=os.environ | ENVIRONMENT,
+            # As scripts do themselves, but too late where a prelude loads TensorFlow before them.
+            env=os.environ | ENVIRONMENT | {"TF_ENABLE_ONEDNN_OPTS": "0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
