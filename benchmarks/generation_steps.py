@@ -16,17 +16,17 @@ optimizer's state), each in a process of its own.
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tyro
+from measuring import alone, interleaved, peak_of
 from rich.console import Console
 from rich.table import Table
-from routing import alone, peak_of
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -160,13 +160,11 @@ def measure(name: str, config: Config) -> list[dict]:
     forms, (_, batch, shared) = forms_of(name, config), sizes(name, config)
     check(name, forms)
     rows = []
-    for number in range(-1, config.rounds):
-        for form, made in forms.items():
-            start = time.perf_counter()
-            losses_of(made)
-            row = {"network": name, "batch": batch, "images_per_code": shared, "form": form, "round": number}
-            rows.append({**row, "seconds": time.perf_counter() - start})
-    return [row for row in rows if row["round"] >= 0]
+    calls = {form: partial(losses_of, made) for form, made in forms.items()}
+    for number, form, seconds in interleaved(calls, config.rounds):
+        row = {"network": name, "batch": batch, "images_per_code": shared, "form": form, "round": number}
+        rows.append({**row, "seconds": seconds})
+    return rows
 
 
 def measure_peak(name: str, form: str, config: Config) -> int:

@@ -15,8 +15,7 @@ docs/performance.md has what was measured.
 import importlib.util
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +26,9 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # the peers' tf.keras; tfinv imports Ke
 import numpy as np
 import pandas as pd
 import tyro
+from measuring import alone, interleaved, peak_of
 from rich.console import Console
 from rich.table import Table
-from routing import alone, peak_of
 from routing_peers import DYNAMIC, EM, Problem, compiled
 
 TOLERANCE = 1e-3  # of the largest entry; float32 sums in different orders
@@ -184,17 +183,6 @@ def peak(name: str, path: Path | None, problem: Problem, seed: int) -> int:
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # its allocator keeps what it had: no peak would show
     call = PEERS[name][0](path, problem, seed) if path else tfinv_call(problem, seed)
     return peak_of(call, name if path else "fused")[0]
-
-
-def interleaved(calls: dict[str, Callable], rounds: int) -> Iterator[tuple[int, str, float]]:
-    """Calls each by turns and yields (round, name, seconds), but for a first round that is not counted."""
-    for number in range(-1, rounds):
-        for who, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds = time.perf_counter() - start
-            if number >= 0:
-                yield number, who, seconds
 
 
 def measure(name: str, path: Path, config: Config) -> list[dict]:

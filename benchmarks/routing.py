@@ -9,19 +9,17 @@ to 8 times the base size, and the threads; `huge` routes a batch whose votes are
 a graph holds several. The inputs are random (--seed). docs/performance.md has what was measured.
 """
 
-import ctypes
-import gc
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import tyro
+from measuring import alone, interleaved, peak_of
 from rich.console import Console
 from rich.table import Table
 from routing_peers import DYNAMIC, EM, EM_WIDE, HUGE, PEERS, Problem, compiled, largest_difference
@@ -46,9 +44,13 @@ class Config:
     seed: int = 0
 
 
+def finish(run, inputs: list) -> None:
+    run(*inputs)[0].numpy()
+
+
 def clock(run, inputs: list) -> float:
     start = time.perf_counter()
-    run(*inputs)[0].numpy()
+    finish(run, inputs)
     return time.perf_counter() - start
 
 
@@ -65,12 +67,10 @@ def measure_speed(config: Config) -> list[dict]:
             wrong = {peer: gap for peer, gap in gaps.items() if not gap <= TOLERANCE}
             if wrong:
                 sys.exit(f"These do not compute the same; nothing is timed: {wrong}")
-            for number in range(-1, config.rounds):
-                for peer, run in runs.items():
-                    seconds = clock(run, inputs)
-                    if number >= 0:
-                        row = {"size": size, "direction": direction, "peer": peer, "round": number}
-                        rows.append({**row, "seconds": seconds, "difference": gaps[peer]})
+            calls = {peer: partial(finish, run, inputs) for peer, run in runs.items()}
+            for number, peer, seconds in interleaved(calls, config.rounds):
+                row = {"size": size, "direction": direction, "peer": peer, "round": number}
+                rows.append({**row, "seconds": seconds, "difference": gaps[peer]})
     return rows
 
 
@@ -85,43 +85,6 @@ def show_speed(frame: pd.DataFrame) -> None:
 
 
 # Memory: a fresh process for each measurement
-
-
-def alone(function, *arguments):
-    """Calls function(*arguments) in a new process, which inherits nothing but the environment."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def kept(peer: str) -> int:
-    """Bytes that the fused op keeps between calls."""
-    if peer != "fused":
-        return 0
-    from tfinv import ops
-
-    function = ctypes.CDLL(ops.build_info().library).tfinv_kept_bytes
-    function.restype = ctypes.c_size_t
-    return function()
-
-
-def peak_of(call, peer: str) -> tuple:
-    """Peak of a second call above what the process held before it, that of the process, and its result."""
-    call()  # traces, compiles, and fills the caches of the allocator
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = resident("VmRSS") - kept(peer)
-    result = call()
-    return resident("VmHWM") - before, resident("VmHWM"), result
 
 
 def measure_peak(peer: str, problem: Problem, seed: int, threads: int = 2) -> dict[str, float]:

@@ -26,7 +26,8 @@ import library_peers  # first: it says which Keras the peers get
 import numpy as np
 import pandas as pd
 import tyro
-from library_peers import files, interleaved, load, load_torch
+from library_peers import files, load, load_torch
+from measuring import interleaved
 from rich.console import Console
 from rich.table import Table
 from routing_peers import DYNAMIC, EM

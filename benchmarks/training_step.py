@@ -11,7 +11,6 @@ Random images, batch of the article. Takes about 15 minutes on two cores for eve
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import tyro
+from measuring import interleaved
 from rich.console import Console
 from rich.table import Table
 
@@ -124,13 +124,9 @@ def measure(config: Config) -> list[dict]:
             losses = {name: call() for name, call in calls.items()}
             print(f"{network}, {dtype}: first losses {losses}")
             check(losses, dtype)
-            for number in range(-1, config.rounds):
-                for name, call in calls.items():
-                    start = time.perf_counter()
-                    call()
-                    if number >= 0:
-                        row = {"network": network, "dtype": dtype, "part": name, "round": number}
-                        rows.append({**row, "seconds": time.perf_counter() - start})
+            for number, name, seconds in interleaved(calls, config.rounds):
+                row = {"network": network, "dtype": dtype, "part": name, "round": number}
+                rows.append({**row, "seconds": seconds})
     return rows
 
 
