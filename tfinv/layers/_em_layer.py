@@ -3,7 +3,7 @@
 import keras
 
 from tfinv.layers._checks import check_at_least_one
-from tfinv.ops import EM_VARIANTS, IMPLEMENTATIONS, runs_fused
+from tfinv.ops import EM_VARIANTS, IMPLEMENTATIONS
 
 
 class EMLayer(keras.layers.Layer):
@@ -52,11 +52,6 @@ class EMLayer(keras.layers.Layer):
         # Costs are added up in float32 whatever the policy: beside -9, bfloat16 has steps of 1/16.
         self.beta_u = self.add_weight(shape=each, initializer="zeros", autocast=False, name="beta_u")
         self.beta_a = self.add_weight(shape=(parents,), initializer="zeros", autocast=False, name="beta_a")
-
-    def forbid_xla_if_fused(self) -> None:
-        """Says that Keras must not compile the layer by XLA, which has no form of TensorFlow's fused op."""
-        if keras.backend.backend() == "tensorflow" and runs_fused(self.implementation, self.compute_dtype):
-            self.supports_jit = False
 
     def routing_arguments(self) -> dict:
         """Keyword arguments of the routing that come from this layer."""

@@ -7,6 +7,7 @@ from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._em_layer import EMLayer, capsule_sizes
+from tfinv.layers._fused import forbid_xla_if_fused
 from tfinv.ops import EmVariant, Implementation, em_routing
 
 
@@ -70,7 +71,7 @@ class ConvEMCapsules(EMLayer):
         self.strides = strides
 
     def build(self, input_shape):
-        self.forbid_xla_if_fused()
+        forbid_xla_if_fused(self)
         channels, pose_size = capsule_sizes(self, input_shape)
         self._map_size(input_shape[0])
         children = self.kernel_size * self.kernel_size * channels

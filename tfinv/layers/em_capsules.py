@@ -8,6 +8,7 @@ from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._em_layer import EMLayer, capsule_sizes
+from tfinv.layers._fused import forbid_xla_if_fused
 from tfinv.ops import EmVariant, Implementation, em_routing, em_routing_from_votes
 from tfinv.ops.em_reference import VARIANCE_FLOOR
 
@@ -74,7 +75,7 @@ class EMCapsules(EMLayer):
                 f"Received: input_shape={input_shape}"
             )
         if self.variant == "article":
-            self.forbid_xla_if_fused()
+            forbid_xla_if_fused(self)
         self.add_routing_weights(channels, self.num_capsules, pose_size, self._components(pose_size))
 
     def call(self, inputs):

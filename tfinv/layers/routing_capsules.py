@@ -4,7 +4,8 @@ import keras
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._fully_connected_capsules import FullyConnectedCapsules
-from tfinv.ops import Implementation, dynamic_routing, runs_fused
+from tfinv.layers._fused import forbid_xla_if_fused
+from tfinv.ops import Implementation, dynamic_routing
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -51,8 +52,7 @@ class RoutingCapsules(FullyConnectedCapsules):
         self.implementation = implementation
 
     def build(self, input_shape):
-        if keras.backend.backend() == "tensorflow" and runs_fused(self.implementation, self.compute_dtype):
-            self.supports_jit = False
+        forbid_xla_if_fused(self)
         super().build(input_shape)
 
     def call(self, inputs):
