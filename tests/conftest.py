@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 # Numbers must not depend on the machine's accelerator, nor messages on the width of its terminal.
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
+    # As scripts do themselves, but too late where TensorFlow was loaded before them.
+    "TF_ENABLE_ONEDNN_OPTS": "0",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "PYTHONPATH": str(ROOT),
     "COLUMNS": "200",
@@ -84,8 +86,7 @@ def start_script():
         options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         process = subprocess.Popen(
             command,
-            # As scripts do themselves, but too late where a prelude loads TensorFlow before them.
-            env=os.environ | ENVIRONMENT | {"TF_ENABLE_ONEDNN_OPTS": "0"},
+            env=os.environ | ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -199,9 +199,7 @@ def processes():
     started = []
 
     def start(arguments, cluster=None):
-        environment = (
-            os.environ | ENVIRONMENT | {runs.ONEDNN: "0"} | ({"TF_CONFIG": cluster} if cluster else {})
-        )
+        environment = os.environ | ENVIRONMENT | ({"TF_CONFIG": cluster} if cluster else {})
         options = {"cwd": ROOT, "env": environment, "text": True}
         command = [sys.executable, *map(str, arguments)]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options))
