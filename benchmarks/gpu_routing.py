@@ -4,6 +4,7 @@
     python benchmarks/gpu_routing.py parity             # outputs and every gradient against float64
     python benchmarks/gpu_routing.py sanitize           # the same on small shapes under compute-sanitizer
     python benchmarks/gpu_routing.py time --rounds 50   # against XLA and torch.compile
+    python benchmarks/gpu_routing.py memory             # of the same, each in a process of its own
     python benchmarks/gpu_routing.py all --device cpu --rounds 3 --small      # a rehearsal without a GPU
 
 Needs nvcc, keras, and jax with CUDA; PyTorch with CUDA is a peer where it is installed. TensorFlow is not
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # be ill-conditioned: then so many times what the votes form loses in float32, or what rounding the inputs
 # changes, is granted.
 PARITY, CONDITIONED, PEERS_AGREE = 2e-5, 16.0, 1e-3
+PEERS = ("fused", "xla", "xla-tf32", "torch.compile")
 
 
 def distance(found, truth) -> float:
@@ -118,8 +121,8 @@ def sanitize(arguments: argparse.Namespace) -> list[dict]:
                 "passed": False,
             }
         ]
-    rows = []
-    for check in ("memcheck", "racecheck", "synccheck"):
+
+    def run(check: str) -> dict:
         command = [tool, "--tool", check, "--error-exitcode", "9", "--target-processes", "all"]
         command += [sys.executable, __file__, "parity", "--small", "--device", arguments.device]
         # An allocation for each array, or what is read beyond one would be found in the pool.
@@ -132,8 +135,10 @@ def sanitize(arguments: argparse.Namespace) -> list[dict]:
         if finished.returncode:
             print(finished.stdout[-4000:])
         passed = finished.returncode == 0 and bool(summary)
-        rows.append({"case": "sanitize", "metric": check, "value": finished.returncode, "passed": passed})
-    return rows
+        return {"case": "sanitize", "metric": check, "value": finished.returncode, "passed": passed}
+
+    with ThreadPoolExecutor(3) as pool:
+        return list(pool.map(run, ("memcheck", "racecheck", "synccheck")))
 
 
 # Timing
@@ -260,7 +265,7 @@ def peak_memory(case: Case, name: str, device, backward: bool) -> float:
 
 def peak_memory_apart(index: int, name: str, backward: bool) -> float | None:
     """`peak_memory` in a process of its own; JAX cannot forget an earlier peak."""
-    command = [sys.executable, __file__, "memory", "--peer", name, "--index", str(index)]
+    command = [sys.executable, __file__, "memory-of-one", "--peer", name, "--index", str(index)]
     # Autotuning at compilation would raise the peak by its trial buffers.
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     finished = subprocess.run(
@@ -275,15 +280,36 @@ def peak_memory_apart(index: int, name: str, backward: bool) -> float | None:
     return float(finished.stdout.strip().splitlines()[-1])
 
 
+def measure_memory() -> list[dict]:
+    """Peak memory of every peer; several processes at once, since each sees its own allocations alone."""
+    runs = [(i, way, peer) for i in range(len(TIMED)) for way in (False, True) for peer in PEERS]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda run: peak_memory_apart(run[0], run[2], run[1]), runs)
+        rows = []
+        for (index, backward, peer), memory in zip(runs, found, strict=True):
+            if memory is None:
+                continue
+            case = f"{TIMED[index].name} {way_of(backward)}"
+            print(f"{case:50s} {peer:14s} peak {memory / 2**20:.1f} MiB", flush=True)
+            rows.append(
+                {"case": case, "peer": peer, "metric": "peak MiB", "value": memory / 2**20, "passed": True}
+            )
+    return rows
+
+
+def way_of(backward: bool) -> str:
+    return "forward+backward" if backward else "forward"
+
+
 def time_peers(device, rounds: int, small: bool) -> list[dict]:
     """Interleaved rounds of every peer, after checking that all compute the same."""
     bandwidth, rate = card_limits(device)
     rows = [{"case": "card", "metric": "copy GB/s", "value": bandwidth / 1e9, "passed": True}]
     rows.append({"case": "card", "metric": "float32 product TFLOP/s", "value": rate / 1e12, "passed": True})
     print(f"{device.device_kind}: copy {bandwidth / 1e9:.0f} GB/s, product {rate / 1e12:.1f} TFLOP/s")
-    for index, case in enumerate(TIMED_SMALL if small else TIMED):
+    for case in TIMED_SMALL if small else TIMED:
         for backward in (False, True):
-            way = "forward+backward" if backward else "forward"
+            way = way_of(backward)
             peers = peers_of(case, device, backward)
             results = {name: list(map(to_host, wait(start()))) for name, (start, wait) in peers.items()}
             agrees = {}
@@ -317,10 +343,6 @@ def time_peers(device, rounds: int, small: bool) -> list[dict]:
                     facts["share of TFLOP/s"] = operations(case, backward) / median / rate
                     facts["least GB/s"] = least_bytes(case, backward) / median / 1e9
                     facts["share of GB/s"] = least_bytes(case, backward) / median / bandwidth
-                if device.platform != "cpu":
-                    memory = peak_memory_apart(index, name, backward)
-                    if memory is not None:
-                        facts["peak MiB"] = memory / 2**20
                 rows += [
                     {
                         "case": f"{case.name} {way}",
@@ -361,12 +383,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["all", "parity", "sanitize", "time", "memory"])
+    parser.add_argument("what", choices=["all", "parity", "sanitize", "time", "memory", "memory-of-one"])
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds of ten calls")
     parser.add_argument("--small", action="store_true", help="small cases only")
     parser.add_argument("--csv", type=Path, help="where to write one row for each number")
-    parser.add_argument("--peer", default="fused", help="for memory, which `time` runs by itself")
+    parser.add_argument("--peer", default="fused", choices=PEERS, help="for memory-of-one, of `memory`")
     parser.add_argument("--index", type=int, default=0, help="likewise")
     parser.add_argument("--backward", action="store_true", help="likewise")
     arguments = parser.parse_args()
@@ -375,7 +397,7 @@ def main() -> int:
         return 2
     from tfinv.ops import fused_jax
 
-    if arguments.what == "memory":
+    if arguments.what == "memory-of-one":
         print(peak_memory(TIMED[arguments.index], arguments.peer, device, arguments.backward))
         return 0
     info = fused_jax.load()
@@ -392,6 +414,8 @@ def main() -> int:
         rows += sanitize(arguments)
     if arguments.what in ("all", "time"):
         rows += time_peers(device, arguments.rounds, arguments.small)
+    if arguments.what in ("all", "memory") and arguments.device == "gpu":
+        rows += measure_memory()
     if arguments.csv:
         with open(arguments.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, ["device", "case", "peer", "metric", "value", "passed"])

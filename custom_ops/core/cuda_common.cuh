@@ -207,11 +207,33 @@ __device__ inline float SumOfParts(const float* partial, int64_t parts, int64_t 
   return sum;
 }
 
-// out[n] = sum over parts of partial[part, n], in order.
-static __global__ void SumPartsKernel(const float* partial, int64_t parts, int64_t size, float* out) {
-  for (int64_t n = blockIdx.x * int64_t{kMaxThreads} + threadIdx.x; n < size;
-       n += gridDim.x * int64_t{kMaxThreads})
-    out[n] = SumOfParts(partial, parts, size, n);
+// out[n] = sum over parts of partial[part, n]. A block has so many slices of the parts beside each other; each
+// sums its own, then all slices are joined, in order.
+static __global__ void SumPartsKernel(const float* partial, int64_t parts, int64_t size, int slices,
+                                      float* out) {
+  TFINV_SHARED(shared);
+  const int columns = kMaxThreads / slices, column = threadIdx.x % columns, slice = threadIdx.x / columns;
+  for (int64_t first = int64_t{blockIdx.x} * columns; first < size; first += int64_t{gridDim.x} * columns) {
+    const int64_t n = first + column;
+    float sum = 0.0f;
+    if (n < size) {
+#pragma unroll 8
+      for (int64_t part = slice; part < parts; part += slices) sum += partial[part * size + n];
+    }
+    __syncthreads();  // nobody reads the sums of the columns before
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    if (slice > 0 || n >= size) continue;
+    for (int other = 1; other < slices; ++other) sum += shared[other * columns + column];
+    out[n] = sum;
+  }
+}
+
+inline void LaunchSumParts(Stream& stream, const float* partial, int64_t parts, int64_t size, float* out) {
+  // Slices where there are fewer columns than keep a card busy.
+  const int slices = parts < 16 || size > 256 * 1024 ? 1 : 8;
+  stream.Launch(&SumPartsKernel, CeilDiv(size, kMaxThreads / slices), kMaxThreads, kMaxThreads * sizeof(float),
+                partial, parts, size, slices, out);
 }
 
 }  // namespace cuda

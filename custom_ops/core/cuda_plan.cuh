@@ -141,11 +141,8 @@ void LaunchVoteGradient(Stream& stream, RowPlan plan, const Inputs<typename Step
   if (!split) return;
   const int64_t biases = in.children * in.parents, weights = biases * in.kind.Weight();
   const int64_t parts = plan.work.splits;
-  stream.Launch(&SumPartsKernel, CeilDiv(weights, kMaxThreads), kMaxThreads, 0, pieces.dweights, parts,
-                weights, out.dweights);
-  if (out.dbias)
-    stream.Launch(&SumPartsKernel, CeilDiv(biases, kMaxThreads), kMaxThreads, 0, pieces.dbias, parts, biases,
-                  out.dbias);
+  LaunchSumParts(stream, pieces.dweights, parts, weights, out.dweights);
+  if (out.dbias) LaunchSumParts(stream, pieces.dbias, parts, biases, out.dbias);
 }
 
 // [R, B, I] each, where a group of lanes does not see all parents.

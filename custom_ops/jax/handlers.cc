@@ -70,7 +70,8 @@ struct Cuda {
   ffi::Error Run(size_t bytes, const Launch& launch) const {
     void* workspace = nullptr;
     if (bytes > 0) {
-      const std::optional<void*> memory = scratch.Allocate(bytes, 256);
+      // XLA refuses an alignment above 16, which is what rows of four floats need.
+      const std::optional<void*> memory = scratch.Allocate(bytes, 16);
       if (!memory.has_value())
         return ffi::Error(
             ffi::ErrorCode::kResourceExhausted,
