@@ -18,6 +18,39 @@
   kernel<<<static_cast<unsigned>(grid), block, shared, stream>>>(__VA_ARGS__)
 #define TFINV_SHARED(name) extern __shared__ __align__(16) float name[]
 #define TFINV_LIMIT(name, value) constexpr int64_t name = value
+
+namespace tfinv {
+namespace cuda {
+
+// Matrix products m16n8k8 of a warp on tensor cores: c += a b. Of a and b the lowest 13 bits are not read.
+// Lane 4 g + t holds a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4]; b[t, g], b[t + 4, g]; c[g, 2 t],
+// c[g, 2 t + 1], c[g + 8, 2 t], c[g + 8, 2 t + 1].
+__device__ inline void MultiplyAddTf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#elif defined(__CUDA_ARCH__)
+  __trap();  // HasTensorCores keeps older cards away
+#endif
+}
+
+// To the nearest number with 11 bits.
+__device__ inline float RoundToTf32(float value) {
+  return __uint_as_float((__float_as_uint(value) + 0x1000u) & 0xffffe000u);
+}
+
+// Whether the current device multiplies in TF32: Ampere and later.
+inline bool HasTensorCores() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8;
+}
+
+}  // namespace cuda
+}  // namespace tfinv
 #endif
 
 namespace tfinv {

@@ -127,22 +127,31 @@ inline GradientPieces TakeGradientPieces(Workspace& workspace, const RowPlan& pl
   return pieces;
 }
 
+inline Gradients TargetOfSplits(int64_t splits, const GradientPieces& pieces, const Gradients& out) {
+  Gradients target = out;
+  if (splits > 1) target.dweights = pieces.dweights;
+  if (splits > 1 && out.dbias) target.dbias = pieces.dbias;
+  return target;
+}
+
+template <class V>
+void LaunchSumOfSplits(Stream& stream, int64_t splits, const Inputs<V>& in, const GradientPieces& pieces,
+                       const Gradients& out) {
+  if (splits == 1) return;
+  const int64_t biases = in.children * in.parents;
+  LaunchSumParts(stream, pieces.dweights, splits, biases * in.kind.Weight(), out.dweights);
+  if (out.dbias) LaunchSumParts(stream, pieces.dbias, splits, biases, out.dbias);
+}
+
 template <class Step>
 void LaunchVoteGradient(Stream& stream, RowPlan plan, const Inputs<typename Step::Kind>& in,
                         const typename Step::Data& data, int iterations, const Normalisers& normalisers,
                         const GradientPieces& pieces, const Gradients& out) {
-  Gradients target = out;
-  const bool split = plan.work.splits > 1;
-  if (split) target.dweights = pieces.dweights;
-  if (split && out.dbias) target.dbias = pieces.dbias;
+  const Gradients target = TargetOfSplits(plan.work.splits, pieces, out);
   plan.work.scratch = pieces.scratch;
   stream.Launch(&VoteGradientKernel<Step>, plan.blocks, kRowThreads, plan.shared_bytes, in, data, plan.lanes,
                 plan.work, iterations, normalisers, target);
-  if (!split) return;
-  const int64_t biases = in.children * in.parents, weights = biases * in.kind.Weight();
-  const int64_t parts = plan.work.splits;
-  LaunchSumParts(stream, pieces.dweights, parts, weights, out.dweights);
-  if (out.dbias) LaunchSumParts(stream, pieces.dbias, parts, biases, out.dbias);
+  LaunchSumOfSplits(stream, plan.work.splits, in, pieces, out);
 }
 
 // [R, B, I] each, where a group of lanes does not see all parents.

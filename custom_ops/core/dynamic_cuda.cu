@@ -5,7 +5,7 @@
 //   dsums_t = squash backward of dv_t;  dlogr_t[i,j] = coupling_t[i,j] * votes[i,j] . dsums_t[j]
 //   dV_t[j] = sum over i of dlogits_t[i,j] votes[i,j];  dv_{t-1} = sum over later t of dV_t
 //   dvotes[i,j] = sum over t of coupling_t[i,j] dsums_t[j] + dlogits_t[i,j] V_t[j]
-#include "cuda_plan.cuh"
+#include "dynamic_tiles.cuh"
 
 namespace tfinv {
 namespace cuda {
@@ -101,17 +101,14 @@ struct Squash {
   }
 };
 
-// sums of one iteration from its partial sums; then the outputs, or V of the next iteration.
-__global__ void SquashKernel(const float* partial, int64_t parts, int64_t rows, int size, float* sums,
-                             float* outputs, float* agreements, bool first) {
+// From the sums of one iteration the outputs, or V of the next iteration.
+__global__ void SquashKernel(const float* sums, int64_t rows, int size, float* outputs, float* agreements,
+                             bool first) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
     float squared = 0.0f;
-    for (int d = lane; d < size; d += kWarp) {
-      const float sum = SumOfParts(partial, parts, rows * size, row * size + d);
-      sums[row * size + d] = sum;
-      squared = fmaf(sum, sum, squared);
-    }
+    for (int d = lane; d < size; d += kWarp)
+      squared = fmaf(sums[row * size + d], sums[row * size + d], squared);
     const Squash squash(ReduceWarp<Sum>(squared));
     for (int d = lane; d < size; d += kWarp) {
       const int64_t at = row * size + d;
@@ -138,17 +135,18 @@ __global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows
   }
 }
 
-// dposes (of the parents) += the partial sums, or = `start` without any; dsums = squash backward of that.
-__global__ void SquashGradientKernel(const float* start, const float* partial, int64_t parts, int64_t rows,
-                                     int size, const float* sums, float* dparents, float* dsums) {
+// dparents += dV of the iteration behind it, which is null for the last one: then dsums comes from doutputs.
+// dsums = squash backward of that.
+__global__ void SquashGradientKernel(const float* doutputs, const float* dagreements, int64_t rows, int size,
+                                     const float* sums, float* dparents, float* dsums) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
     float squared = 0.0f, dot = 0.0f;
     for (int d = lane; d < size; d += kWarp) {
       const int64_t at = row * size + d;
       // The last iteration's doutputs do not reach the earlier ones but through V.
-      const float dparent = start ? start[at] : SumOfParts(partial, parts, rows * size, at) + dparents[at];
-      dparents[at] = start ? 0.0f : dparent;
+      const float dparent = dagreements ? dagreements[at] + dparents[at] : doutputs[at];
+      dparents[at] = dagreements ? dparent : 0.0f;
       dsums[at] = dparent;
       squared = fmaf(sums[at], sums[at], squared);
       dot = fmaf(sums[at], dparent, dot);
@@ -164,27 +162,85 @@ __global__ void SquashGradientKernel(const float* start, const float* partial, i
 
 // ---------------------------------------------------------------------------------------------------------
 
+// The passes over votes of one problem, in the way that the device and the sizes allow.
+template <class V>
+struct Passes {
+  Inputs<V> in;
+  AccumulatePlan plan;
+  RowPlan rows;
+  TilePlan tile_plan;
+  bool on_tiles = false;  // on tensor cores
+
+  Passes(const DynamicDims& dims, const V& kind, const float* poses, const float* weights, const float* bias)
+      : in{kind, dims.batch, dims.children, static_cast<int>(dims.parents), poses, weights, bias},
+        plan(PlanAccumulate<V>(dims.batch, dims.children, dims.parents, V::kSamples, kind.Vote())),
+        rows(PlanRows(kind, dims.batch, dims.children, dims.parents)),
+        tile_plan(PlanTiles(dims.batch, dims.children, dims.parents)) {
+    if constexpr (V::kFixed) on_tiles = dims.parents == kTileParents && HasTensorCores();
+  }
+  int64_t PartialFloats() const { return on_tiles ? tile_plan.partial_floats : plan.partial_floats; }
+
+  // total [B, J, D] = the sums of Step, through partial sums.
+  template <class Step>
+  void Accumulate(Stream& stream, const DynamicData& data, int step, const Normalisers& normalisers,
+                  float* partial, float* total) const {
+    int64_t splits = plan.work.splits;
+    if constexpr (V::kFixed) {
+      if (on_tiles) {
+        splits = tile_plan.work.splits;
+        const float* agreements = data.agreements + step * data.step_stride;
+        const float* dsums = Step::kBackward ? data.dsums + step * data.step_stride : agreements;
+        stream.Launch(&TileAccumulateKernel<kTileParents, Step::kBackward>, tile_plan.work.groups * splits,
+                      tile_plan.warps * kWarp, 0, in, agreements, dsums, step == 0, tile_plan.work, partial);
+      }
+    }
+    if (!on_tiles) LaunchAccumulate<Step>(stream, plan, in, data, step, normalisers, partial);
+    LaunchSumParts(stream, partial, splits, in.batch * in.parents * in.kind.Vote(), total);
+  }
+
+  RowPlan GradientPlan() const {
+    RowPlan pieces = rows;
+    if (on_tiles) pieces.work.splits = tile_plan.gradient.splits, pieces.scratch_floats = 0;
+    return pieces;
+  }
+
+  void Gradient(Stream& stream, const DynamicData& data, int iterations, const Normalisers& normalisers,
+                const GradientPieces& pieces, const Gradients& out) const {
+    if constexpr (V::kFixed) {
+      if (on_tiles) {
+        const TileGradientWork& work = tile_plan.gradient;
+        const Gradients target = TargetOfSplits(work.splits, pieces, out);
+        stream.Launch(&TileGradientKernel<kTileParents>, work.chunks * work.splits, kGradientWarps * kWarp,
+                      kGradientWarps * kTileRows * kTransposeStride * kFloat, in, data.agreements, data.dsums,
+                      data.step_stride, iterations, work, target);
+        LaunchSumOfSplits(stream, work.splits, in, pieces, out);
+        return;
+      }
+    }
+    LaunchVoteGradient<DynamicAdjoint<V>>(stream, rows, in, data, iterations, normalisers, pieces, out);
+  }
+};
+
 template <class V>
 size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const float* weights,
                const float* bias, float* outputs, float* sums, void* memory, Stream* stream) {
   using Step = DynamicRoute<V>;
   const int64_t B = dims.batch, I = dims.children, J = dims.parents, D = dims.parent_dim;
-  const AccumulatePlan plan = PlanAccumulate<V>(B, I, J, Step::kSamples, kind.Vote());
+  const Passes<V> passes(dims, kind, poses, weights, bias);
   Workspace workspace(memory);
-  float* partial = workspace.Take(plan.partial_floats);
+  float* partial = workspace.Take(passes.PartialFloats());
   float* agreements = workspace.Take(B * J * D);
   const Normalisers normalisers = TakeNormalisers(workspace, B, I, J, 1, false);
   if (!stream) return workspace.used;
 
-  const Inputs<V> in = {kind, B, I, static_cast<int>(J), poses, weights, bias};
   const DynamicData data = {agreements, nullptr, 0};
   for (int step = 0; step < dims.iterations; ++step) {
-    LaunchNormaliser<Step, false>(*stream, in, data, step, normalisers);
-    LaunchAccumulate<Step>(*stream, plan, in, data, step, normalisers, partial);
     const bool last = step == dims.iterations - 1;
-    stream->Launch(&SquashKernel, RowBlocks(B * J), kMaxThreads, 0, partial, plan.work.splits, B * J,
-                   static_cast<int>(D), sums + step * B * J * D, last ? outputs : nullptr,
-                   last ? nullptr : agreements, step == 0);
+    float* of_step = sums + step * B * J * D;
+    LaunchNormaliser<Step, false>(*stream, passes.in, data, step, normalisers);
+    passes.template Accumulate<Step>(*stream, data, step, normalisers, partial, of_step);
+    stream->Launch(&SquashKernel, RowBlocks(B * J), kMaxThreads, 0, of_step, B * J, static_cast<int>(D),
+                   last ? outputs : nullptr, last ? nullptr : agreements, step == 0);
   }
   return workspace.used;
 }
@@ -196,31 +252,31 @@ size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, cons
   using Step = DynamicAdjoint<V>;
   const int64_t B = dims.batch, I = dims.children, J = dims.parents, D = dims.parent_dim;
   const int R = dims.iterations, size = static_cast<int>(D);
-  const AccumulatePlan plan = PlanAccumulate<V>(B, I, J, Step::kSamples, kind.Vote());
-  const RowPlan rows = PlanRows(kind, B, I, J);
+  const Passes<V> passes(dims, kind, poses, weights, bias);
   Workspace workspace(memory);
-  float* partial = workspace.Take(plan.partial_floats);
+  float* partial = workspace.Take(passes.PartialFloats());
   float* agreements = workspace.Take(R * B * J * D);
   float* dsums = workspace.Take(R * B * J * D);
   float* dparents = workspace.Take(B * J * D);
+  float* dagreements = workspace.Take(B * J * D);
   const Normalisers all = TakeNormalisers(workspace, B, I, J, R, true);
-  const GradientPieces pieces = TakeGradientPieces(workspace, rows, I * J * kind.Weight(), I * J);
+  const GradientPieces pieces =
+      TakeGradientPieces(workspace, passes.GradientPlan(), I * J * kind.Weight(), I * J);
   if (!stream) return workspace.used;
 
-  const Inputs<V> in = {kind, B, I, static_cast<int>(J), poses, weights, bias};
   const DynamicData data = {agreements, dsums, B * J * D};
   const float* none = nullptr;
   stream->Launch(&AgreementsKernel, RowBlocks(B * J), kMaxThreads, 0, sums, R, B * J, size, agreements);
   for (int step = R - 1; step >= 0; --step) {
-    stream->Launch(&SquashGradientKernel, RowBlocks(B * J), kMaxThreads, 0, step == R - 1 ? doutputs : none,
-                   partial, plan.work.splits, B * J, size, sums + step * B * J * D, dparents,
+    stream->Launch(&SquashGradientKernel, RowBlocks(B * J), kMaxThreads, 0, doutputs,
+                   step == R - 1 ? none : dagreements, B * J, size, sums + step * B * J * D, dparents,
                    dsums + step * B * J * D);
     const Normalisers normalisers = OfStep(all, B, I, step);
-    LaunchNormaliser<DynamicRoute<V>, false>(*stream, in, data, step, normalisers);
-    LaunchNormaliser<Step, true>(*stream, in, data, step, normalisers);
-    if (step > 0) LaunchAccumulate<Step>(*stream, plan, in, data, step, normalisers, partial);
+    LaunchNormaliser<DynamicRoute<V>, false>(*stream, passes.in, data, step, normalisers);
+    LaunchNormaliser<Step, true>(*stream, passes.in, data, step, normalisers);
+    if (step > 0) passes.template Accumulate<Step>(*stream, data, step, normalisers, partial, dagreements);
   }
-  LaunchVoteGradient<Step>(*stream, rows, in, data, R, all, pieces, out);
+  passes.Gradient(*stream, data, R, all, pieces, out);
   return workspace.used;
 }
 

@@ -35,6 +35,9 @@
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct Dim3 {
   unsigned x, y, z;
 };
@@ -230,6 +233,15 @@ inline float Shuffle(unsigned mask, float value, int source) {
 
 inline int Lane() { return machine.current % kWarpSize; }
 
+// What a tensor core reads of a number.
+inline float Tf32(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits &= 0xffffe000u;
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
 }  // namespace cuda_emulator
 
 inline void __syncthreads() {
@@ -245,6 +257,46 @@ inline float __shfl_down_sync(unsigned mask, float value, int offset) {
 inline float __shfl_xor_sync(unsigned mask, float value, int flipped) {
   return cuda_emulator::Shuffle(mask, value, cuda_emulator::Lane() ^ flipped);
 }
+
+inline void __syncwarp() { __shfl_sync(0xffffffffu, 0.0f, 0); }
+inline float __expf(float value) { return std::exp(value); }
+
+namespace tfinv {
+namespace cuda {
+
+inline bool tensor_cores = true;
+inline bool HasTensorCores() { return tensor_cores; }
+
+inline float RoundToTf32(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits += 0x1000u;
+  std::memcpy(&value, &bits, sizeof bits);
+  return cuda_emulator::Tf32(value);
+}
+
+// The 8 products of each element of this lane, whose factors are with other lanes.
+inline void MultiplyAddTf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  const int row = cuda_emulator::Lane() / 4, column = cuda_emulator::Lane() % 4;
+  for (int k = 0; k < 8; ++k) {
+    float left[2], right[2];
+    for (int half = 0; half < 2; ++half) {
+      // Every lane takes part in both shuffles, and keeps the one it needs.
+      for (int r = 0; r < 2; ++r) {
+        const float value = cuda_emulator::Shuffle(0xffffffffu, a[2 * half + r], row * 4 + k % 4);
+        if (half == k / 4) left[r] = cuda_emulator::Tf32(value);
+      }
+      for (int n = 0; n < 2; ++n) {
+        const float value = cuda_emulator::Shuffle(0xffffffffu, b[half], (2 * column + n) * 4 + k % 4);
+        if (half == k / 4) right[n] = cuda_emulator::Tf32(value);
+      }
+    }
+    for (int n = 0; n < 4; ++n) c[n] += left[n / 2] * right[n % 2];
+  }
+}
+
+}  // namespace cuda
+}  // namespace tfinv
 
 template <class T>
 T min(T a, T b) {

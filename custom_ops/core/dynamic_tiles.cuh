@@ -1,0 +1,408 @@
+// Dynamic routing on tensor cores: tiles of 16 samples, poses of 8, parents of 16, a number of parents known
+// beforehand. One warp has one tile and walks over children; the votes of all parents lie in its registers.
+//
+// A matrix product m16n8k8 leaves rows g and g + 8 of its result with lane 4 g + t. Its columns and the
+// dimension it sums over may be numbered at will, and are, so that lane t of four has components 4 t ... 4 t + 3
+// of every vote: what lies in global memory is then read and written in rows of four floats or two. Single
+// precision from products of TF32, which have 11 bits: x = high + low, and x y = high high + high low + low high
+// loses 2^-22 of it (Markidis et al. 2018).
+#ifndef TFINV_CUSTOM_OPS_CORE_DYNAMIC_TILES_CUH_
+#define TFINV_CUSTOM_OPS_CORE_DYNAMIC_TILES_CUH_
+
+#include "cuda_plan.cuh"
+
+namespace tfinv {
+namespace cuda {
+
+constexpr int kTileRows = 16, kTileParents = 10, kTileWarps = 8;
+// Warps that the largest card holds at once with as many registers: a constant, for the order of the sums.
+TFINV_LIMIT(kResidentWarps, 132 * 8);
+
+using TileInputs = Inputs<DynamicVotes<8, 16>>;
+
+template <int N>
+struct SplitFloats {
+  float high[N], low[N];
+  __device__ void Set(int n, float value) {
+    high[n] = RoundToTf32(value);
+    low[n] = value - high[n];
+  }
+};
+
+// c += a b in single precision.
+__device__ inline void MultiplyAdd(float (&c)[4], const SplitFloats<4>& a, const SplitFloats<2>& b) {
+  MultiplyAddTf32(c, a.low, b.high);
+  MultiplyAddTf32(c, a.high, b.low);
+  MultiplyAddTf32(c, a.high, b.high);
+}
+
+// This lane's place in a tile that starts at sample `begin`.
+struct TilePlace {
+  int row, column;      // g and t of the text above
+  int64_t samples[2];   // of rows g and g + 8; the last one again where there are no more
+  bool used[2];
+
+  __device__ TilePlace(int64_t begin, int64_t batch)
+      : row(threadIdx.x % kWarp / 4), column(threadIdx.x % 4), samples{}, used{} {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t b = begin + row + 8 * r;
+      used[r] = b < batch;
+      samples[r] = min(b, batch - 1);
+    }
+  }
+};
+
+// Poses of a tile as left factor of the votes: components 2 t and 2 t + 1 of both rows.
+__device__ inline SplitFloats<4> LoadPoses(const TileInputs& in, const TilePlace& place, int64_t i) {
+  SplitFloats<4> poses;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float2 two = *reinterpret_cast<const float2*>(in.Pose(place.samples[r], i) + 2 * place.column);
+    poses.Set(r, two.x);
+    poses.Set(2 + r, two.y);
+  }
+  return poses;
+}
+
+// An array [B, J, 16]: where components 4 t ... 4 t + 3 of both rows lie for the first parent.
+struct TileArray {
+  const float* rows[2];
+  __device__ TileArray(const TilePlace& place, int parents, const float* array) : rows{} {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) rows[r] = array + place.samples[r] * parents * 16 + 4 * place.column;
+  }
+};
+
+// Those components of one parent.
+struct TileRows {
+  float x[2][4];
+  __device__ void Load(const TileArray& array, int j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float4 four = *reinterpret_cast<const float4*>(array.rows[r] + j * 16);
+      x[r][0] = four.x, x[r][1] = four.y, x[r][2] = four.z, x[r][3] = four.w;
+    }
+  }
+  __device__ float Dot(const TileRows& other, int r) const {
+    float sum = x[r][0] * other.x[r][0];
+#pragma unroll
+    for (int n = 1; n < 4; ++n) sum = fmaf(x[r][n], other.x[r][n], sum);
+    return sum;
+  }
+  __device__ void Add(const TileRows& other, const float (&factors)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int n = 0; n < 4; ++n) x[r][n] = fmaf(factors[r], other.x[r][n], x[r][n]);
+  }
+};
+
+// Votes of a tile for one parent.
+__device__ inline TileRows ComputeVotes(const SplitFloats<4>& poses, const float* matrix,
+                                        const TilePlace& place) {
+  // Rows 2 t and 2 t + 1 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
+  const float* from = matrix + 2 * place.column * 16 + 2 * place.row;
+  const float2 first = *reinterpret_cast<const float2*>(from);
+  const float2 second = *reinterpret_cast<const float2*>(from + 16);
+  SplitFloats<2> even, odd;
+  even.Set(0, first.x), even.Set(1, second.x);
+  odd.Set(0, first.y), odd.Set(1, second.y);
+  float evens[4] = {}, odds[4] = {};
+  MultiplyAdd(evens, poses, even);
+  MultiplyAdd(odds, poses, odd);
+  return {{{evens[0], odds[0], evens[1], odds[1]}, {evens[2], odds[2], evens[3], odds[3]}}};
+}
+
+__device__ inline float SumOfFour(float value) {
+  value += __shfl_xor_sync(kAllLanes, value, 1);
+  return value + __shfl_xor_sync(kAllLanes, value, 2);
+}
+
+// logits become couplings.
+template <int J>
+__device__ void TileSoftmax(float (&logits)[J][2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float largest = logits[0][r], sum = 0.0f;
+#pragma unroll
+    for (int j = 1; j < J; ++j) largest = fmaxf(largest, logits[j][r]);
+#pragma unroll
+    for (int j = 0; j < J; ++j) {
+      logits[j][r] = __expf(logits[j][r] - largest);
+      sum += logits[j][r];
+    }
+    const float scale = 1.0f / sum;
+#pragma unroll
+    for (int j = 0; j < J; ++j) logits[j][r] *= scale;
+  }
+}
+
+// dcouplings become dlogits.
+template <int J>
+__device__ void TileSoftmaxGradient(const float (&couplings)[J][2], float (&gradients)[J][2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float total = 0.0f;
+#pragma unroll
+    for (int j = 0; j < J; ++j) total = fmaf(couplings[j][r], gradients[j][r], total);
+#pragma unroll
+    for (int j = 0; j < J; ++j) gradients[j][r] = couplings[j][r] * (gradients[j][r] - total);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+struct TileWork {
+  int64_t groups, splits, children_per_split;  // groups of as many tiles as a block has warps
+};
+
+// partial[split, b, j] = sum over the children of the split of coupling * vote, or, backward, of dlogit * vote.
+// In the first iteration V is 0 and `agreements` is not read.
+template <int J, bool kBackward>
+__global__ void __launch_bounds__(kTileWarps* kWarp, 1)
+    TileAccumulateKernel(TileInputs in, const float* agreements, const float* dsums, bool first,
+                         TileWork work, float* partial) {
+  const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
+  for (int64_t unit = blockIdx.x; unit < work.groups * work.splits; unit += gridDim.x) {
+    const int64_t split = unit / work.groups;
+    const int64_t begin = (unit % work.groups * warps + warp) * kTileRows;
+    if (begin >= in.batch) continue;
+    const TilePlace place(begin, in.batch);
+    const TileArray all_agreements(place, J, agreements), all_dsums(place, J, dsums);
+    TileRows sums[J] = {};
+    const int64_t end = min((split + 1) * work.children_per_split, in.children);
+    for (int64_t i = split * work.children_per_split; i < end; ++i) {
+      const SplitFloats<4> poses = LoadPoses(in, place, i);
+      const float* matrices = in.weights + i * J * 128;
+      TileRows votes[J];
+      float couplings[J][2], gradients[J][2];
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        votes[j] = ComputeVotes(poses, matrices + j * 128, place);
+        if constexpr (kBackward) {
+          TileRows dsum;
+          dsum.Load(all_dsums, j);
+          gradients[j][0] = votes[j].Dot(dsum, 0), gradients[j][1] = votes[j].Dot(dsum, 1);
+        }
+        couplings[j][0] = couplings[j][1] = 0.0f;
+        if (!first) {
+          TileRows agreement;
+          agreement.Load(all_agreements, j);
+          couplings[j][0] = votes[j].Dot(agreement, 0), couplings[j][1] = votes[j].Dot(agreement, 1);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        const float bias = in.Bias(i, j);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          couplings[j][r] = SumOfFour(couplings[j][r]) + bias;
+          if constexpr (kBackward) gradients[j][r] = SumOfFour(gradients[j][r]);
+        }
+      }
+      TileSoftmax<J>(couplings);
+      if constexpr (kBackward) TileSoftmaxGradient<J>(couplings, gradients);
+#pragma unroll
+      for (int j = 0; j < J; ++j) sums[j].Add(votes[j], kBackward ? gradients[j] : couplings[j]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!place.used[r]) continue;
+      float* row = partial + (split * in.batch + place.samples[r]) * J * 16 + 4 * place.column;
+#pragma unroll
+      for (int j = 0; j < J; ++j)
+        *reinterpret_cast<float4*>(row + j * 16) = {sums[j].x[r][0], sums[j].x[r][1], sums[j].x[r][2],
+                                                    sums[j].x[r][3]};
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Gradients of poses, weights and bias: a warp has one child and walks over the tiles of its split.
+
+constexpr int kGradientWarps = 4, kTransposeStride = 24;  // 8 lanes of one row, 4 rows: no bank twice
+
+struct TileGradientWork {
+  int64_t tiles, splits, tiles_per_split, chunks;  // chunks of as many children as a block has warps
+};
+
+template <int J>
+__global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
+    TileGradientKernel(TileInputs in, const float* agreements, const float* dsums, int64_t step_stride,
+                       int iterations, TileGradientWork work, Gradients out) {
+  TFINV_SHARED(shared);
+  const int warp = threadIdx.x / kWarp;
+  float* transposed = shared + warp * kTileRows * kTransposeStride;
+  for (int64_t unit = blockIdx.x; unit < work.chunks * work.splits; unit += gridDim.x) {
+    const int64_t split = unit / work.chunks, i = unit % work.chunks * kGradientWarps + warp;
+    if (i >= in.children) continue;
+    const float* matrices = in.weights + i * J * 128;
+    float dweights[J][4] = {}, dbias[J] = {};
+    const int64_t end = min((split + 1) * work.tiles_per_split, work.tiles);
+    for (int64_t tile = split * work.tiles_per_split; tile < end; ++tile) {
+      const TilePlace place(tile * kTileRows, in.batch);
+      const int row = place.row, column = place.column;
+      TileRows dvotes[J] = {};
+      {
+        const SplitFloats<4> poses = LoadPoses(in, place, i);
+        for (int step = 0; step < iterations; ++step) {
+          const TileArray all_agreements(place, J, agreements + step * step_stride);
+          const TileArray all_dsums(place, J, dsums + step * step_stride);
+          float couplings[J][2], gradients[J][2];
+#pragma unroll
+          for (int j = 0; j < J; ++j) {
+            const TileRows votes = ComputeVotes(poses, matrices + j * 128, place);
+            TileRows other;
+            other.Load(all_dsums, j);
+            gradients[j][0] = votes.Dot(other, 0), gradients[j][1] = votes.Dot(other, 1);
+            couplings[j][0] = couplings[j][1] = 0.0f;
+            if (step > 0) {
+              other.Load(all_agreements, j);
+              couplings[j][0] = votes.Dot(other, 0), couplings[j][1] = votes.Dot(other, 1);
+            }
+          }
+#pragma unroll
+          for (int j = 0; j < J; ++j) {
+            const float bias = in.Bias(i, j);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              couplings[j][r] = SumOfFour(couplings[j][r]) + bias;
+              gradients[j][r] = SumOfFour(gradients[j][r]);
+            }
+          }
+          TileSoftmax<J>(couplings);
+          TileSoftmaxGradient<J>(couplings, gradients);
+#pragma unroll
+          for (int j = 0; j < J; ++j) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              if (!place.used[r]) couplings[j][r] = gradients[j][r] = 0.0f;
+              dbias[j] += gradients[j][r];
+            }
+            TileRows other;
+            other.Load(all_dsums, j);
+            dvotes[j].Add(other, couplings[j]);
+            if (step > 0) {
+              other.Load(all_agreements, j);
+              dvotes[j].Add(other, gradients[j]);
+            }
+          }
+        }
+      }
+
+      // dposes [16, 8] = dvotes [16, 16 J] @ transposed matrices; two sums, as each waits for its last product.
+      float dposes[2][4] = {};
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        const float4 w = *reinterpret_cast<const float4*>(matrices + j * 128 + row * 16 + 4 * column);
+        const float ws[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          SplitFloats<4> left;
+          SplitFloats<2> right;
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            left.Set(2 * k, dvotes[j].x[0][2 * half + k]);
+            left.Set(2 * k + 1, dvotes[j].x[1][2 * half + k]);
+            right.Set(k, ws[2 * half + k]);
+          }
+          MultiplyAdd(dposes[half], left, right);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (!place.used[r]) continue;
+        float* target = out.dposes + (place.samples[r] * in.children + i) * 8 + 2 * column;
+        *reinterpret_cast<float2*>(target) = {dposes[0][2 * r] + dposes[1][2 * r],
+                                              dposes[0][2 * r + 1] + dposes[1][2 * r + 1]};
+      }
+
+      // dmatrix transposed [16, 8] += dvotes transposed @ poses: samples t and t + 4 of either half of the tile.
+      SplitFloats<2> poses[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const int64_t b = min(tile * kTileRows + 8 * half + 4 * k + column, in.batch - 1);
+          poses[half].Set(k, in.Pose(b, i)[row]);
+        }
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        __syncwarp();  // nobody reads the parent before
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          *reinterpret_cast<float4*>(transposed + (row + 8 * r) * kTransposeStride + 4 * column) = {
+              dvotes[j].x[r][0], dvotes[j].x[r][1], dvotes[j].x[r][2], dvotes[j].x[r][3]};
+        __syncwarp();
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          SplitFloats<4> left;
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            const float* from = transposed + (8 * half + 4 * k + column) * kTransposeStride + row;
+            left.Set(2 * k, from[0]);
+            left.Set(2 * k + 1, from[8]);
+          }
+          MultiplyAdd(dweights[j], left, poses[half]);
+        }
+      }
+    }
+
+    const int row = threadIdx.x % kWarp / 4, column = threadIdx.x % 4;
+    const int64_t first = (split * in.children + i) * J;
+#pragma unroll
+    for (int j = 0; j < J; ++j) {
+      float* target = out.dweights + (first + j) * 128 + 2 * column * 16 + row;
+      target[0] = dweights[j][0], target[16] = dweights[j][1];
+      target[8] = dweights[j][2], target[24] = dweights[j][3];
+      // Each of the four lanes of a row has the same dlogits.
+      if (out.dbias) {
+        float sum = dbias[j];
+#pragma unroll
+        for (int offset = 4; offset < kWarp; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+        if (threadIdx.x % kWarp == 0) out.dbias[first + j] = sum;
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+struct TilePlan {
+  int warps;
+  TileWork work;
+  TileGradientWork gradient;
+  int64_t partial_floats;
+};
+
+inline TilePlan PlanTiles(int64_t batch, int64_t children, int64_t parents) {
+  TilePlan plan;
+  const int64_t tiles = CeilDiv(batch, kTileRows);
+  TileWork& work = plan.work;
+  work.groups = CeilDiv(tiles, kTileWarps);
+  plan.warps = static_cast<int>(CeilDiv(tiles, work.groups));
+  // All blocks at once, so that none is left alone at the end; but a few children for each.
+  const int64_t resident = kResidentWarps / kTileWarps * (kTileWarps / plan.warps);
+  const int64_t row_bytes = batch * parents * 16 * kFloat;
+  int64_t splits = Least(Most(1, resident / work.groups), CeilDiv(children, 4));
+  splits = Least(splits, Most(1, kPartialBytes / row_bytes));
+  work.children_per_split = CeilDiv(children, splits);
+  work.splits = CeilDiv(children, work.children_per_split);
+  plan.partial_floats = work.splits * batch * parents * 16;
+
+  TileGradientWork& gradient = plan.gradient;
+  gradient.tiles = tiles;
+  gradient.chunks = CeilDiv(children, kGradientWarps);
+  const int64_t weight_bytes = children * parents * 128 * kFloat;
+  const int64_t wanted = CeilDiv(4 * kResidentWarps, gradient.chunks * kGradientWarps);
+  splits = Least(Least(wanted, tiles), Most(1, Least(32, kPartialBytes / weight_bytes)));
+  gradient.tiles_per_split = CeilDiv(tiles, splits);
+  gradient.splits = CeilDiv(tiles, gradient.tiles_per_split);
+  return plan;
+}
+
+}  // namespace cuda
+}  // namespace tfinv
+
+#endif  // TFINV_CUSTOM_OPS_CORE_DYNAMIC_TILES_CUH_
