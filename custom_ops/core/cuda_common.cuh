@@ -240,33 +240,29 @@ __device__ inline float SumOfParts(const float* partial, int64_t parts, int64_t 
   return sum;
 }
 
-// out[n] = sum over parts of partial[part, n]. A block has so many slices of the parts beside each other; each
-// sums its own, then all slices are joined, in order.
-static __global__ void SumPartsKernel(const float* partial, int64_t parts, int64_t size, int slices,
-                                      float* out) {
-  TFINV_SHARED(shared);
-  const int columns = kMaxThreads / slices, column = threadIdx.x % columns, slice = threadIdx.x / columns;
-  for (int64_t first = int64_t{blockIdx.x} * columns; first < size; first += int64_t{gridDim.x} * columns) {
-    const int64_t n = first + column;
-    float sum = 0.0f;
-    if (n < size) {
+// out[n] = sum over parts of partial[part, n], in order; four columns a thread where that is possible.
+static __global__ void SumPartsKernel(const float* partial, int64_t parts, int64_t size, float* out) {
+  const int64_t first = blockIdx.x * int64_t{kMaxThreads} + threadIdx.x;
+  const int64_t threads = gridDim.x * int64_t{kMaxThreads};
+  if (size % 4 != 0) {
+    for (int64_t n = first; n < size; n += threads) out[n] = SumOfParts(partial, parts, size, n);
+    return;
+  }
+  for (int64_t n = first; n < size / 4; n += threads) {
+    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 8
-      for (int64_t part = slice; part < parts; part += slices) sum += partial[part * size + n];
+    for (int64_t part = 0; part < parts; ++part) {
+      const float4 four = reinterpret_cast<const float4*>(partial + part * size)[n];
+      sum.x += four.x, sum.y += four.y, sum.z += four.z, sum.w += four.w;
     }
-    __syncthreads();  // nobody reads the sums of the columns before
-    shared[threadIdx.x] = sum;
-    __syncthreads();
-    if (slice > 0 || n >= size) continue;
-    for (int other = 1; other < slices; ++other) sum += shared[other * columns + column];
-    out[n] = sum;
+    float* target = out + 4 * n;  // which need not lie at 16 bytes
+    target[0] = sum.x, target[1] = sum.y, target[2] = sum.z, target[3] = sum.w;
   }
 }
 
 inline void LaunchSumParts(Stream& stream, const float* partial, int64_t parts, int64_t size, float* out) {
-  // Slices where there are fewer columns than keep a card busy.
-  const int slices = parts < 16 || size > 256 * 1024 ? 1 : 8;
-  stream.Launch(&SumPartsKernel, CeilDiv(size, kMaxThreads / slices), kMaxThreads, kMaxThreads * sizeof(float),
-                partial, parts, size, slices, out);
+  stream.Launch(&SumPartsKernel, CeilDiv(CeilDiv(size, 4), kMaxThreads), kMaxThreads, 0, partial, parts, size,
+                out);
 }
 
 }  // namespace cuda

@@ -88,7 +88,7 @@ struct DynamicAdjoint {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// Small passes over [B, J, D]: a warp has one parent of one sample.
+// Small passes over [B, J, D].
 
 struct Squash {
   float length, factor;  // v = factor * s
@@ -101,61 +101,107 @@ struct Squash {
   }
 };
 
-// From the sums of one iteration the outputs, or V of the next iteration.
-__global__ void SquashKernel(const float* sums, int64_t rows, int size, float* outputs, float* agreements,
-                             bool first) {
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
+// How the lanes of a block's first warp lie on rows: one row of more than 32 components, or several shorter ones.
+inline __host__ __device__ int RowsOfBlock(int size) { return size < kWarp ? kWarp / size : 1; }
+
+// partial[part, at] summed over the parts: each warp of the block sums some, and the first one, in order, all.
+// The others get nothing of use. All threads must call it; `at` is that of the lane, or negative for none.
+__device__ inline float SumPartsOfBlock(const float* partial, int64_t parts, int64_t count, int64_t at,
+                                        float* shared) {
+  float sum = 0.0f;
+  if (at >= 0) {
+#pragma unroll 8
+    for (int64_t part = threadIdx.x / kWarp; part < parts; part += kMaxThreads / kWarp)
+      sum += partial[part * count + at];
+  }
+  __syncthreads();  // nobody reads the sums before
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x >= kWarp) return 0.0f;
+  for (int other = kWarp + threadIdx.x; other < kMaxThreads; other += kWarp) sum += shared[other];
+  return sum;
+}
+
+// sums of one iteration from its partial sums; then the outputs, or V of the next iteration.
+__global__ void SquashKernel(const float* partial, int64_t parts, int64_t rows, int size, float* sums,
+                             float* outputs, float* agreements, RowLayout layout, bool first) {
+  TFINV_SHARED(shared);
+  const Place place(MakeLanes(size, 1));
+  const int64_t count = rows * size;
+  for (int64_t begin = int64_t{blockIdx.x} * RowsOfBlock(size); begin < rows;
+       begin += int64_t{gridDim.x} * RowsOfBlock(size)) {
+    const int64_t row = begin + threadIdx.x % kWarp / place.width;
+    const bool used = place.used && row < rows;
     float squared = 0.0f;
-    for (int d = lane; d < size; d += kWarp)
-      squared = fmaf(sums[row * size + d], sums[row * size + d], squared);
-    const Squash squash(ReduceWarp<Sum>(squared));
-    for (int d = lane; d < size; d += kWarp) {
-      const int64_t at = row * size + d;
-      const float pose = squash.factor * sums[at];
-      if (outputs) outputs[at] = pose;
-      if (agreements) agreements[at] = first ? pose : agreements[at] + pose;
+    for (int from = 0; from < size; from += place.width) {
+      const int d = from + place.rank;
+      const int64_t at = used && d < size ? row * size + d : -1;
+      const float sum = SumPartsOfBlock(partial, parts, count, at, shared);
+      if (threadIdx.x < kWarp && at >= 0) {
+        sums[at] = sum;
+        squared = fmaf(sum, sum, squared);
+      }
+    }
+    if (threadIdx.x >= kWarp) continue;
+    const Squash squash(ReduceGroup<Sum>(squared, place));
+    for (int d = place.rank; used && d < size; d += place.width) {
+      const float pose = squash.factor * sums[row * size + d];
+      if (outputs) outputs[row * size + d] = pose;
+      if (!agreements) continue;
+      float& agreement = agreements[layout.At(row, d, size)];
+      agreement = first ? pose : agreement + pose;
     }
   }
 }
 
 // V of every iteration but the first, from the sums of all.
-__global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows, int size,
-                                 float* agreements) {
+__global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows, int size, float* agreements,
+                                 RowLayout layout, int64_t step_stride) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
     for (int step = 1; step < iterations; ++step) {
-      const int64_t before = ((step - 1) * rows + row) * size, now = (step * rows + row) * size;
+      const float* before = sums + ((step - 1) * rows + row) * size;
       float squared = 0.0f;
-      for (int d = lane; d < size; d += kWarp) squared = fmaf(sums[before + d], sums[before + d], squared);
+      for (int d = lane; d < size; d += kWarp) squared = fmaf(before[d], before[d], squared);
       const Squash squash(ReduceWarp<Sum>(squared));
-      for (int d = lane; d < size; d += kWarp)
-        agreements[now + d] = (step == 1 ? 0.0f : agreements[before + d]) + squash.factor * sums[before + d];
+      for (int d = lane; d < size; d += kWarp) {
+        const int64_t now = step * step_stride + layout.At(row, d, size);
+        agreements[now] = (step == 1 ? 0.0f : agreements[now - step_stride]) + squash.factor * before[d];
+      }
     }
   }
 }
 
-// dparents += dV of the iteration behind it, which is null for the last one: then dsums comes from doutputs.
-// dsums = squash backward of that.
-__global__ void SquashGradientKernel(const float* doutputs, const float* dagreements, int64_t rows, int size,
-                                     const float* sums, float* dparents, float* dsums) {
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t row = WarpIndex(); row < rows; row += WarpCount()) {
+// dparents += dV, from the partial sums of the later iteration; of the last iteration they are doutputs, which
+// reach the earlier ones through V alone. dsums = squash backward of that.
+__global__ void SquashGradientKernel(const float* partial, int64_t parts, int64_t rows, int size,
+                                     const float* sums, float* dparents, float* dsums, RowLayout layout,
+                                     bool last) {
+  TFINV_SHARED(shared);
+  const Place place(MakeLanes(size, 1));
+  const int64_t count = rows * size;
+  for (int64_t begin = int64_t{blockIdx.x} * RowsOfBlock(size); begin < rows;
+       begin += int64_t{gridDim.x} * RowsOfBlock(size)) {
+    const int64_t row = begin + threadIdx.x % kWarp / place.width;
+    const bool used = place.used && row < rows;
     float squared = 0.0f, dot = 0.0f;
-    for (int d = lane; d < size; d += kWarp) {
-      const int64_t at = row * size + d;
-      // The last iteration's doutputs do not reach the earlier ones but through V.
-      const float dparent = dagreements ? dagreements[at] + dparents[at] : doutputs[at];
-      dparents[at] = dagreements ? dparent : 0.0f;
-      dsums[at] = dparent;
+    for (int from = 0; from < size; from += place.width) {
+      const int d = from + place.rank;
+      const int64_t at = used && d < size ? row * size + d : -1;
+      const float sum = SumPartsOfBlock(partial, parts, count, at, shared);
+      if (threadIdx.x >= kWarp || at < 0) continue;
+      const float dparent = last ? sum : sum + dparents[at];
+      dparents[at] = last ? 0.0f : dparent;
+      dsums[layout.At(row, d, size)] = dparent;
       squared = fmaf(sums[at], sums[at], squared);
       dot = fmaf(sums[at], dparent, dot);
     }
-    const Squash squash(ReduceWarp<Sum>(squared));
-    const float radial = squash.Radial(ReduceWarp<Sum>(dot));
-    for (int d = lane; d < size; d += kWarp) {
-      const int64_t at = row * size + d;
-      dsums[at] = fmaf(radial, sums[at], squash.factor * dsums[at]);
+    if (threadIdx.x >= kWarp) continue;
+    const Squash squash(ReduceGroup<Sum>(squared, place));
+    const float radial = squash.Radial(ReduceGroup<Sum>(dot, place));
+    for (int d = place.rank; used && d < size; d += place.width) {
+      float& dsum = dsums[layout.At(row, d, size)];
+      dsum = fmaf(radial, sums[row * size + d], squash.factor * dsum);
     }
   }
 }
@@ -180,22 +226,29 @@ struct Passes {
   }
   int64_t PartialFloats() const { return on_tiles ? tile_plan.partial_floats : plan.partial_floats; }
 
-  // total [B, J, D] = the sums of Step, through partial sums.
+  // Floats of V or of dsums in one iteration, and where they lie.
+  int64_t StateFloats() const {
+    const int64_t size = in.parents * int64_t{in.kind.Vote()};
+    return on_tiles ? CeilDiv(in.batch, kTileRows) * kTileRows * size : in.batch * size;
+  }
+  RowLayout Layout() const { return {on_tiles ? in.parents : 0}; }
+  int64_t Blocks() const { return CeilDiv(in.batch * in.parents, RowsOfBlock(in.kind.Vote())); }
+  int64_t Splits() const { return on_tiles ? tile_plan.work.splits : plan.work.splits; }
+
+  // partial [splits, B, J, D]: the sums of Step over the children of each split.
   template <class Step>
   void Accumulate(Stream& stream, const DynamicData& data, int step, const Normalisers& normalisers,
-                  float* partial, float* total) const {
-    int64_t splits = plan.work.splits;
+                  float* partial) const {
     if constexpr (V::kFixed) {
       if (on_tiles) {
-        splits = tile_plan.work.splits;
         const float* agreements = data.agreements + step * data.step_stride;
         const float* dsums = Step::kBackward ? data.dsums + step * data.step_stride : agreements;
-        stream.Launch(&TileAccumulateKernel<kTileParents, Step::kBackward>, tile_plan.work.groups * splits,
+        stream.Launch(&TileAccumulateKernel<kTileParents, Step::kBackward>, tile_plan.work.groups * Splits(),
                       tile_plan.warps * kWarp, 0, in, agreements, dsums, step == 0, tile_plan.work, partial);
+        return;
       }
     }
-    if (!on_tiles) LaunchAccumulate<Step>(stream, plan, in, data, step, normalisers, partial);
-    LaunchSumParts(stream, partial, splits, in.batch * in.parents * in.kind.Vote(), total);
+    LaunchAccumulate<Step>(stream, plan, in, data, step, normalisers, partial);
   }
 
   RowPlan GradientPlan() const {
@@ -229,18 +282,18 @@ size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const
   const Passes<V> passes(dims, kind, poses, weights, bias);
   Workspace workspace(memory);
   float* partial = workspace.Take(passes.PartialFloats());
-  float* agreements = workspace.Take(B * J * D);
+  float* agreements = workspace.Take(passes.StateFloats());
   const Normalisers normalisers = TakeNormalisers(workspace, B, I, J, 1, false);
   if (!stream) return workspace.used;
 
   const DynamicData data = {agreements, nullptr, 0};
   for (int step = 0; step < dims.iterations; ++step) {
     const bool last = step == dims.iterations - 1;
-    float* of_step = sums + step * B * J * D;
     LaunchNormaliser<Step, false>(*stream, passes.in, data, step, normalisers);
-    passes.template Accumulate<Step>(*stream, data, step, normalisers, partial, of_step);
-    stream->Launch(&SquashKernel, RowBlocks(B * J), kMaxThreads, 0, of_step, B * J, static_cast<int>(D),
-                   last ? outputs : nullptr, last ? nullptr : agreements, step == 0);
+    passes.template Accumulate<Step>(*stream, data, step, normalisers, partial);
+    stream->Launch(&SquashKernel, passes.Blocks(), kMaxThreads, kMaxThreads * kFloat, partial,
+                   passes.Splits(), B * J, static_cast<int>(D), sums + step * B * J * D,
+                   last ? outputs : nullptr, last ? nullptr : agreements, passes.Layout(), step == 0);
   }
   return workspace.used;
 }
@@ -255,26 +308,31 @@ size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, cons
   const Passes<V> passes(dims, kind, poses, weights, bias);
   Workspace workspace(memory);
   float* partial = workspace.Take(passes.PartialFloats());
-  float* agreements = workspace.Take(R * B * J * D);
-  float* dsums = workspace.Take(R * B * J * D);
+  const int64_t state = passes.StateFloats();
+  float* agreements = workspace.Take(R * state);
+  float* dsums = workspace.Take(R * state);
   float* dparents = workspace.Take(B * J * D);
-  float* dagreements = workspace.Take(B * J * D);
   const Normalisers all = TakeNormalisers(workspace, B, I, J, R, true);
   const GradientPieces pieces =
       TakeGradientPieces(workspace, passes.GradientPlan(), I * J * kind.Weight(), I * J);
   if (!stream) return workspace.used;
 
-  const DynamicData data = {agreements, dsums, B * J * D};
-  const float* none = nullptr;
-  stream->Launch(&AgreementsKernel, RowBlocks(B * J), kMaxThreads, 0, sums, R, B * J, size, agreements);
+  const DynamicData data = {agreements, dsums, state};
+  if (state != B * J * D) {  // the rows behind the last sample of a tile are multiplied by 0
+    stream->Zero(agreements, R * state);
+    stream->Zero(dsums, R * state);
+  }
+  stream->Launch(&AgreementsKernel, RowBlocks(B * J), kMaxThreads, 0, sums, R, B * J, size, agreements,
+                 passes.Layout(), state);
   for (int step = R - 1; step >= 0; --step) {
-    stream->Launch(&SquashGradientKernel, RowBlocks(B * J), kMaxThreads, 0, doutputs,
-                   step == R - 1 ? none : dagreements, B * J, size, sums + step * B * J * D, dparents,
-                   dsums + step * B * J * D);
+    const bool last = step == R - 1;
+    stream->Launch(&SquashGradientKernel, passes.Blocks(), kMaxThreads, kMaxThreads * kFloat,
+                   last ? doutputs : partial, last ? int64_t{1} : passes.Splits(), B * J, size,
+                   sums + step * B * J * D, dparents, dsums + step * state, passes.Layout(), last);
     const Normalisers normalisers = OfStep(all, B, I, step);
     LaunchNormaliser<DynamicRoute<V>, false>(*stream, passes.in, data, step, normalisers);
     LaunchNormaliser<Step, true>(*stream, passes.in, data, step, normalisers);
-    if (step > 0) passes.template Accumulate<Step>(*stream, data, step, normalisers, partial, dagreements);
+    if (step > 0) passes.template Accumulate<Step>(*stream, data, step, normalisers, partial);
   }
   passes.Gradient(*stream, data, R, all, pieces, out);
   return workspace.used;

@@ -1,9 +1,8 @@
 // Dynamic routing on tensor cores: tiles of 16 samples, poses of 8, parents of 16, a number of parents known
 // beforehand. One warp has one tile and walks over children; the votes of all parents lie in its registers.
 //
-// A matrix product m16n8k8 leaves rows g and g + 8 of its result with lane 4 g + t. Its columns and the
-// dimension it sums over may be numbered at will, and are, so that lane t of four has components 4 t ... 4 t + 3
-// of every vote: what lies in global memory is then read and written in rows of four floats or two. Single
+// A matrix product m16n8k8 leaves rows g and g + 8 of its result with lane 4 g + t. Its columns may be numbered
+// at will, and are, so that the lane has components 4 t ... 4 t + 3 of every vote. Single
 // precision from products of TF32, which have 11 bits: x = high + low, and x y = high high + high low + low high
 // loses 2^-22 of it (Markidis et al. 2018).
 #ifndef TFINV_CUSTOM_OPS_CORE_DYNAMIC_TILES_CUH_
@@ -53,34 +52,43 @@ struct TilePlace {
   }
 };
 
-// Poses of a tile as left factor of the votes: components 2 t and 2 t + 1 of both rows.
+// Poses of a tile as left factor of the votes.
 __device__ inline SplitFloats<4> LoadPoses(const TileInputs& in, const TilePlace& place, int64_t i) {
   SplitFloats<4> poses;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float2 two = *reinterpret_cast<const float2*>(in.Pose(place.samples[r], i) + 2 * place.column);
-    poses.Set(r, two.x);
-    poses.Set(2 + r, two.y);
+    const float* pose = in.Pose(place.samples[r], i) + place.column;
+    poses.Set(r, pose[0]);
+    poses.Set(2 + r, pose[4]);
   }
   return poses;
 }
 
-// An array [B, J, 16]: where components 4 t ... 4 t + 3 of both rows lie for the first parent.
-struct TileArray {
-  const float* rows[2];
-  __device__ TileArray(const TilePlace& place, int parents, const float* array) : rows{} {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) rows[r] = array + place.samples[r] * parents * 16 + 4 * place.column;
+// Where a component of a parent lies in an array of V or dsums: [B, J, D], or for tiles [B / 16, J, 16, 16], so
+// that a warp reads neighbours.
+struct RowLayout {
+  int tile_parents;  // 0: no tiles
+  __device__ int64_t At(int64_t row, int d, int size) const {
+    if (tile_parents == 0) return row * size + d;
+    const int64_t b = row / tile_parents, j = row % tile_parents;
+    return ((b / kTileRows * tile_parents + j) * kTileRows + b % kTileRows) * size + d;
   }
 };
 
-// Those components of one parent.
+// Components 4 t ... 4 t + 3 of both rows of a tile of such an array, for each parent.
+struct TileArray {
+  const float* tile;
+  __device__ TileArray(const float* array, int64_t begin, int parents)
+      : tile(array + begin * parents * 16 + threadIdx.x % kWarp * 4) {}
+};
+
+// The components of one parent.
 struct TileRows {
   float x[2][4];
   __device__ void Load(const TileArray& array, int j) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float4 four = *reinterpret_cast<const float4*>(array.rows[r] + j * 16);
+      const float4 four = *reinterpret_cast<const float4*>(array.tile + (2 * j + r) * 128);
       x[r][0] = four.x, x[r][1] = four.y, x[r][2] = four.z, x[r][3] = four.w;
     }
   }
@@ -101,10 +109,10 @@ struct TileRows {
 // Votes of a tile for one parent.
 __device__ inline TileRows ComputeVotes(const SplitFloats<4>& poses, const float* matrix,
                                         const TilePlace& place) {
-  // Rows 2 t and 2 t + 1 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
-  const float* from = matrix + 2 * place.column * 16 + 2 * place.row;
+  // Rows t and t + 4 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
+  const float* from = matrix + place.column * 16 + 2 * place.row;
   const float2 first = *reinterpret_cast<const float2*>(from);
-  const float2 second = *reinterpret_cast<const float2*>(from + 16);
+  const float2 second = *reinterpret_cast<const float2*>(from + 64);
   SplitFloats<2> even, odd;
   even.Set(0, first.x), even.Set(1, second.x);
   odd.Set(0, first.y), odd.Set(1, second.y);
@@ -169,10 +177,14 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
     const int64_t begin = (unit % work.groups * warps + warp) * kTileRows;
     if (begin >= in.batch) continue;
     const TilePlace place(begin, in.batch);
-    const TileArray all_agreements(place, J, agreements), all_dsums(place, J, dsums);
+    const TileArray all_agreements(agreements, begin, J), all_dsums(dsums, begin, J);
     TileRows sums[J] = {};
-    const int64_t end = min((split + 1) * work.children_per_split, in.children);
-    for (int64_t i = split * work.children_per_split; i < end; ++i) {
+    const int64_t start = split * work.children_per_split;
+    const int64_t count = min(work.children_per_split, in.children - start);
+    // Each warp begins with another child, or all of them would wait for the same matrices to arrive.
+    int64_t child = count * warp / warps;
+    for (int64_t n = 0; n < count; ++n, child = child + 1 == count ? 0 : child + 1) {
+      const int64_t i = start + child;
       const SplitFloats<4> poses = LoadPoses(in, place, i);
       const float* matrices = in.weights + i * J * 128;
       TileRows votes[J];
@@ -239,16 +251,18 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
     if (i >= in.children) continue;
     const float* matrices = in.weights + i * J * 128;
     float dweights[J][4] = {}, dbias[J] = {};
-    const int64_t end = min((split + 1) * work.tiles_per_split, work.tiles);
-    for (int64_t tile = split * work.tiles_per_split; tile < end; ++tile) {
+    const int64_t start = split * work.tiles_per_split;
+    const int64_t count = min(work.tiles_per_split, work.tiles - start);
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t tile = start + (n + warp) % count;  // not all warps wait for the same tile
       const TilePlace place(tile * kTileRows, in.batch);
       const int row = place.row, column = place.column;
       TileRows dvotes[J] = {};
       {
         const SplitFloats<4> poses = LoadPoses(in, place, i);
         for (int step = 0; step < iterations; ++step) {
-          const TileArray all_agreements(place, J, agreements + step * step_stride);
-          const TileArray all_dsums(place, J, dsums + step * step_stride);
+          const TileArray all_agreements(agreements + step * step_stride, tile * kTileRows, J);
+          const TileArray all_dsums(dsums + step * step_stride, tile * kTileRows, J);
           float couplings[J][2], gradients[J][2];
 #pragma unroll
           for (int j = 0; j < J; ++j) {

@@ -96,8 +96,12 @@ EmCase::Results RunCuda(const EmCase& problem, size_t offset) {
 struct Limits {
   Limits(int64_t target, int64_t blocks, int64_t bytes) {
     cuda::kTargetBlocks = target, cuda::kMaxBlocks = blocks, cuda::kPartialBytes = bytes;
+    cuda::kResidentWarps = 8 * target;
   }
-  ~Limits() { cuda::kTargetBlocks = 576, cuda::kMaxBlocks = 1 << 20, cuda::kPartialBytes = 64 << 20; }
+  ~Limits() {
+    cuda::kTargetBlocks = 576, cuda::kMaxBlocks = 1 << 20, cuda::kPartialBytes = 64 << 20;
+    cuda::kResidentWarps = 132 * 8;
+  }
 };
 
 EmDims EmOf(int64_t batch, int64_t children, int64_t parents, int64_t pose_size, int iterations,
@@ -109,7 +113,8 @@ const DynamicDims kDynamic[] = {
     {3, 5, 10, 8, 16, 3}, {13, 9, 8, 8, 16, 2}, {1, 1, 1, 8, 16, 1},  {5, 3, 32, 8, 16, 3},
     {2, 3, 33, 8, 16, 2}, {3, 5, 70, 8, 16, 3}, {40, 2, 1, 8, 16, 2}, {1, 1, 1, 1, 1, 1},
     {3, 7, 5, 3, 7, 3},   {2, 3, 40, 5, 2, 2},  {17, 2, 3, 9, 20, 5}, {2, 2, 32, 2, 129, 2},
-    {0, 3, 2, 8, 16, 2},  {7, 1, 2, 129, 3, 1}, {1, 6, 31, 1, 1, 3},
+    {0, 3, 2, 8, 16, 2},  {7, 1, 2, 129, 3, 1}, {1, 6, 31, 1, 1, 3},  {35, 9, 10, 8, 16, 3},
+    {16, 2, 10, 8, 16, 1}, {150, 5, 10, 8, 16, 2},
 };
 const int kEm[][5] = {
     // B, I, J, P, R
@@ -140,6 +145,11 @@ void Parity() {
   EachCase([](const auto& problem, int) {
     for (size_t offset : {0, 1}) Compare(problem, RunCuda(problem, offset));
   });
+  // Cards without tensor cores for TF32.
+  cuda::tensor_cores = false;
+  for (const DynamicDims& dims : kDynamic)
+    if (dims.parents == cuda::kTileParents) Compare(MakeDynamic(dims, true, 1), RunCuda(MakeDynamic(dims, true, 1), 0));
+  cuda::tensor_cores = true;
 }
 
 // The same kernels with little work for a block, then much: other splits, chunks and loops.
