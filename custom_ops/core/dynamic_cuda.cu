@@ -101,9 +101,6 @@ struct Squash {
   }
 };
 
-// How the lanes of a block's first warp lie on rows: one row of more than 32 components, or several shorter ones.
-inline __host__ __device__ int RowsOfBlock(int size) { return size < kWarp ? kWarp / size : 1; }
-
 // partial[part, at] summed over the parts: each warp of the block sums some, and the first one, in order, all.
 // The others get nothing of use. All threads must call it; `at` is that of the lane, or negative for none.
 __device__ inline float SumPartsOfBlock(const float* partial, int64_t parts, int64_t count, int64_t at,
@@ -122,14 +119,16 @@ __device__ inline float SumPartsOfBlock(const float* partial, int64_t parts, int
   return sum;
 }
 
+// In the next two kernels the lanes are components of rows, of one that is long or of several short ones.
+
 // sums of one iteration from its partial sums; then the outputs, or V of the next iteration.
-__global__ void SquashKernel(const float* partial, int64_t parts, int64_t rows, int size, float* sums,
-                             float* outputs, float* agreements, RowLayout layout, bool first) {
+__global__ void SquashKernel(Lanes lanes, const float* partial, int64_t parts, int64_t rows, int size,
+                             float* sums, float* outputs, float* agreements, RowLayout layout, bool first) {
   TFINV_SHARED(shared);
-  const Place place(MakeLanes(size, 1));
+  const Place place(lanes);
   const int64_t count = rows * size;
-  for (int64_t begin = int64_t{blockIdx.x} * RowsOfBlock(size); begin < rows;
-       begin += int64_t{gridDim.x} * RowsOfBlock(size)) {
+  for (int64_t begin = int64_t{blockIdx.x} * lanes.groups; begin < rows;
+       begin += int64_t{gridDim.x} * lanes.groups) {
     const int64_t row = begin + threadIdx.x % kWarp / place.width;
     const bool used = place.used && row < rows;
     float squared = 0.0f;
@@ -174,14 +173,14 @@ __global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows
 
 // dparents += dV, from the partial sums of the later iteration; of the last iteration they are doutputs, which
 // reach the earlier ones through V alone. dsums = squash backward of that.
-__global__ void SquashGradientKernel(const float* partial, int64_t parts, int64_t rows, int size,
+__global__ void SquashGradientKernel(Lanes lanes, const float* partial, int64_t parts, int64_t rows, int size,
                                      const float* sums, float* dparents, float* dsums, RowLayout layout,
                                      bool last) {
   TFINV_SHARED(shared);
-  const Place place(MakeLanes(size, 1));
+  const Place place(lanes);
   const int64_t count = rows * size;
-  for (int64_t begin = int64_t{blockIdx.x} * RowsOfBlock(size); begin < rows;
-       begin += int64_t{gridDim.x} * RowsOfBlock(size)) {
+  for (int64_t begin = int64_t{blockIdx.x} * lanes.groups; begin < rows;
+       begin += int64_t{gridDim.x} * lanes.groups) {
     const int64_t row = begin + threadIdx.x % kWarp / place.width;
     const bool used = place.used && row < rows;
     float squared = 0.0f, dot = 0.0f;
@@ -231,8 +230,9 @@ struct Passes {
     const int64_t size = in.parents * int64_t{in.kind.Vote()};
     return on_tiles ? CeilDiv(in.batch, kTileRows) * kTileRows * size : in.batch * size;
   }
-  RowLayout Layout() const { return {on_tiles ? in.parents : 0}; }
-  int64_t Blocks() const { return CeilDiv(in.batch * in.parents, RowsOfBlock(in.kind.Vote())); }
+  RowLayout Layout() const { return RowLayout{on_tiles ? in.parents : 0}; }
+  Lanes ComponentLanes() const { return MakeLanes(in.kind.Vote(), 1); }
+  int64_t RowGroups() const { return CeilDiv(in.batch * in.parents, ComponentLanes().groups); }
   int64_t Splits() const { return on_tiles ? tile_plan.work.splits : plan.work.splits; }
 
   // partial [splits, B, J, D]: the sums of Step over the children of each split.
@@ -291,8 +291,8 @@ size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const
     const bool last = step == dims.iterations - 1;
     LaunchNormaliser<Step, false>(*stream, passes.in, data, step, normalisers);
     passes.template Accumulate<Step>(*stream, data, step, normalisers, partial);
-    stream->Launch(&SquashKernel, passes.Blocks(), kMaxThreads, kMaxThreads * kFloat, partial,
-                   passes.Splits(), B * J, static_cast<int>(D), sums + step * B * J * D,
+    stream->Launch(&SquashKernel, passes.RowGroups(), kMaxThreads, kMaxThreads * kFloat,
+                   passes.ComponentLanes(), partial, passes.Splits(), B * J, static_cast<int>(D), sums + step * B * J * D,
                    last ? outputs : nullptr, last ? nullptr : agreements, passes.Layout(), step == 0);
   }
   return workspace.used;
@@ -326,8 +326,8 @@ size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, cons
                  passes.Layout(), state);
   for (int step = R - 1; step >= 0; --step) {
     const bool last = step == R - 1;
-    stream->Launch(&SquashGradientKernel, passes.Blocks(), kMaxThreads, kMaxThreads * kFloat,
-                   last ? doutputs : partial, last ? int64_t{1} : passes.Splits(), B * J, size,
+    stream->Launch(&SquashGradientKernel, passes.RowGroups(), kMaxThreads, kMaxThreads * kFloat,
+                   passes.ComponentLanes(), last ? doutputs : partial, last ? int64_t{1} : passes.Splits(), B * J, size,
                    sums + step * B * J * D, dparents, dsums + step * state, passes.Layout(), last);
     const Normalisers normalisers = OfStep(all, B, I, step);
     LaunchNormaliser<DynamicRoute<V>, false>(*stream, passes.in, data, step, normalisers);
