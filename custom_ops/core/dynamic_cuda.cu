@@ -264,7 +264,7 @@ struct Passes {
         const TileGradientWork& work = tile_plan.gradient;
         const Gradients target = TargetOfSplits(work.splits, pieces, out);
         stream.Launch(&TileGradientKernel<kTileParents>, work.chunks * work.splits, kGradientWarps * kWarp,
-                      kGradientWarps * kTileRows * kTransposeStride * kFloat, in, data.agreements, data.dsums,
+                      kGradientWarps * GradientFloats(kTileParents) * kFloat, in, data.agreements, data.dsums,
                       data.step_stride, iterations, work, target);
         LaunchSumOfSplits(stream, work.splits, in, pieces, out);
         return;

@@ -235,6 +235,11 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
 
 constexpr int kGradientWarps = 4, kTransposeStride = 24;  // 8 lanes of one row, 4 rows: no bank twice
 
+// Floats of shared memory of a warp: dvotes to transpose, then dweights as the lanes hold products.
+inline __host__ __device__ constexpr int GradientFloats(int parents) {
+  return kTileRows * kTransposeStride + parents * kWarp * 4;
+}
+
 struct TileGradientWork {
   int64_t tiles, splits, tiles_per_split, chunks;  // chunks of as many children as a block has warps
 };
@@ -245,12 +250,16 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
                        int iterations, TileGradientWork work, Gradients out) {
   TFINV_SHARED(shared);
   const int warp = threadIdx.x / kWarp;
-  float* transposed = shared + warp * kTileRows * kTransposeStride;
+  float* transposed = shared + warp * GradientFloats(J);
+  // Registers are needed elsewhere.
+  float* dweights = transposed + kTileRows * kTransposeStride + threadIdx.x % kWarp * 4;
   for (int64_t unit = blockIdx.x; unit < work.chunks * work.splits; unit += gridDim.x) {
     const int64_t split = unit / work.chunks, i = unit % work.chunks * kGradientWarps + warp;
     if (i >= in.children) continue;
     const float* matrices = in.weights + i * J * 128;
-    float dweights[J][4] = {}, dbias[J] = {};
+    float dbias[J] = {};
+#pragma unroll
+    for (int j = 0; j < J; ++j) *reinterpret_cast<float4*>(dweights + j * 128) = {0.0f, 0.0f, 0.0f, 0.0f};
     const int64_t start = split * work.tiles_per_split;
     const int64_t count = min(work.tiles_per_split, work.tiles - start);
     for (int64_t n = 0; n < count; ++n) {
@@ -349,6 +358,8 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
           *reinterpret_cast<float4*>(transposed + (row + 8 * r) * kTransposeStride + 4 * column) = {
               dvotes[j].x[r][0], dvotes[j].x[r][1], dvotes[j].x[r][2], dvotes[j].x[r][3]};
         __syncwarp();
+        float4& total = *reinterpret_cast<float4*>(dweights + j * 128);
+        float dmatrix[4] = {total.x, total.y, total.z, total.w};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           SplitFloats<4> left;
@@ -358,8 +369,9 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
             left.Set(2 * k, from[0]);
             left.Set(2 * k + 1, from[8]);
           }
-          MultiplyAdd(dweights[j], left, poses[half]);
+          MultiplyAdd(dmatrix, left, poses[half]);
         }
+        total = {dmatrix[0], dmatrix[1], dmatrix[2], dmatrix[3]};
       }
     }
 
@@ -368,8 +380,9 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
 #pragma unroll
     for (int j = 0; j < J; ++j) {
       float* target = out.dweights + (first + j) * 128 + 2 * column * 16 + row;
-      target[0] = dweights[j][0], target[16] = dweights[j][1];
-      target[8] = dweights[j][2], target[24] = dweights[j][3];
+      const float4 total = *reinterpret_cast<const float4*>(dweights + j * 128);
+      target[0] = total.x, target[16] = total.y;
+      target[8] = total.z, target[24] = total.w;
       // Each of the four lanes of a row has the same dlogits.
       if (out.dbias) {
         float sum = dbias[j];
