@@ -9,7 +9,7 @@ from tfinv.suites._experiment import Experiment, cnn, little
 _FIGURES = ("reconstructions.png", "taken_for.png")
 _FEW_PASSES = {"repeats": 5, "curve_images": 1000}
 _EFFICIENT = {"epochs": 5, "batch_size": 100, "learning_rate": 2e-3, "decay_rate": 0.6, **_FEW_PASSES}
-_CAPSNET = {"epochs": 8, "decay_rate": 0.6, "precision": "mixed_bfloat16", **_FEW_PASSES}
+_CAPSNET = {"epochs": 10, "decay_rate": 0.65, "precision": "mixed_bfloat16", **_FEW_PASSES}
 _EM = {"epochs": 12, "learning_rate": 2e-2, "decay_rate": 0.7, **_FEW_PASSES}
 _GIVEN = "Given the transformation"
 
