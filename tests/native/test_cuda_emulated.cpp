@@ -96,8 +96,12 @@ EmCase::Results RunCuda(const EmCase& problem, size_t offset) {
 struct Limits {
   Limits(int64_t target, int64_t blocks, int64_t bytes) {
     cuda::kTargetBlocks = target, cuda::kMaxBlocks = blocks, cuda::kPartialBytes = bytes;
+    cuda::kMultiprocessors = cuda::CeilDiv(target, 4);
   }
-  ~Limits() { cuda::kTargetBlocks = 576, cuda::kMaxBlocks = 1 << 20, cuda::kPartialBytes = 64 << 20; }
+  ~Limits() {
+    cuda::kTargetBlocks = 576, cuda::kMaxBlocks = 1 << 20, cuda::kPartialBytes = 64 << 20;
+    cuda::kMultiprocessors = 132;
+  }
 };
 
 EmDims EmOf(int64_t batch, int64_t children, int64_t parents, int64_t pose_size, int iterations,
