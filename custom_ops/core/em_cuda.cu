@@ -1,9 +1,7 @@
 // EM routing on a CUDA device: the small passes over [B, J], and the launchers. The maths is in routing.h,
-// that of one vote in em_cuda_steps.cuh, the passes over votes in cuda_routing.cuh. Poses of 4 x 4 with at most
-// 32 parents have passes of their own, in em_cuda_fixed.cuh.
-#include <cmath>
-
-#include "em_cuda_fixed.cuh"
+// that of one vote in em_cuda_steps.cuh, the passes over votes in cuda_routing.cuh. Poses of 4 x 4 with at
+// most 32 parents have passes of their own, in em_cuda_fixed_launch.cuh.
+#include "em_cuda_fixed_launch.cuh"
 #include "em_cuda_steps.cuh"
 
 namespace tfinv {
@@ -148,40 +146,10 @@ __global__ void ActivationGradientKernel(const float* statistics, Activation act
   }
 }
 
-// dbeta[j] = sum over b of given[b, j], for both betas; a block has one of them, of one parent.
-__global__ void BatchSumKernel(const float* given_u, const float* given_a, int64_t batch, int64_t parents,
-                               float* dbeta_u, float* dbeta_a) {
-  TFINV_SHARED(shared);
-  for (int64_t unit = blockIdx.x; unit < 2 * parents; unit += gridDim.x) {
-    const bool of_u = unit < parents;
-    const int64_t j = unit % parents;
-    const float* values = (of_u ? given_u : given_a) + j;
-    float* out = (of_u ? dbeta_u : dbeta_a) + j;
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) sum += values[b * parents];
-    sum = ReduceWarp<Sum>(sum);
-    if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      for (int warp = 1; warp < kMaxThreads / kWarp; ++warp) sum += shared[warp];
-      *out = sum;
-    }
-    __syncthreads();
-  }
-}
-
 // ---------------------------------------------------------------------------------------------------------
-
-struct EmArrays {
-  const float *poses, *activations, *weights, *beta_u, *beta_a, *bias;
-};
 
 Activation ActivationOf(const EmDims& dims, const EmArrays& arrays, int step) {
   return {arrays.beta_u, arrays.beta_a, dims.variant, dims.inverse_temperatures[step]};
-}
-const float* Weighing(const EmDims& dims, const EmArrays& arrays) {
-  return dims.variant == EmVariant::kHinton2018 ? arrays.activations : nullptr;
 }
 
 template <class V>
@@ -210,17 +178,6 @@ size_t Forward(const EmDims& dims, const V& kind, const EmArrays& arrays, float*
                    B, parents, H, states, last ? outputs : nullptr, last ? output_activations : nullptr);
   }
   return workspace.used;
-}
-
-struct EmOutputGradients {
-  const float *statistics, *doutputs, *doutput_activations;
-  float *dbeta_u, *dbeta_a;
-};
-
-void LaunchBatchSum(Stream& stream, const float* dbeta_u, const float* dbeta_a, int64_t batch,
-                    int64_t parents, const EmOutputGradients& given) {
-  stream.Launch(&BatchSumKernel, 2 * parents, kMaxThreads, kMaxThreads / kWarp * kFloat, dbeta_u, dbeta_a,
-                batch, parents, given.dbeta_u, given.dbeta_a);
 }
 
 template <class V>
@@ -269,119 +226,6 @@ size_t Backward(const EmDims& dims, const V& kind, const EmArrays& arrays, const
   return workspace.used;
 }
 
-// The same for poses of 4 x 4 and at most 32 parents. kWidth lanes have the parents of a sample.
-
-FixedInputs FixedOf(const EmDims& dims, const EmArrays& arrays, int width) {
-  return {dims.batch,
-          dims.children,
-          CeilDiv(dims.batch, kWarp / width),
-          static_cast<int>(dims.parents),
-          std::log2(static_cast<float>(dims.parents)),
-          arrays.poses,
-          Weighing(dims, arrays),
-          arrays.weights,
-          arrays.bias};
-}
-FixedActivation FixedActivationOf(const EmDims& dims, const EmArrays& arrays, int step) {
-  return {arrays.beta_u, arrays.beta_a, dims.variant, dims.inverse_temperatures[step]};
-}
-
-template <int kWidth>
-size_t ForwardFixed(const EmDims& dims, const EmArrays& arrays, float* outputs, float* output_activations,
-                    float* statistics, void* memory, Stream* stream) {
-  const FixedInputs in = FixedOf(dims, arrays, kWidth);
-  const FixedPlan plan = PlanFixed(in, kWidth, kMomentFloats, kAccumulateBlocks);
-  const int64_t rows = in.batch * in.parents;
-  Workspace workspace(memory);
-  float* partial = workspace.Take(plan.partial_floats);
-  float* states = workspace.Take(in.tiles * kStateFloats);
-  if (!stream) return workspace.used;
-
-  for (int step = 0; step < dims.iterations; ++step) {
-    const auto accumulate =
-        step == 0 ? &FixedAccumulateKernel<kWidth, true> : &FixedAccumulateKernel<kWidth, false>;
-    stream->Launch(accumulate, plan.work.blocks * plan.work.splits, kFixedThreads, plan.shared_bytes, in,
-                   plan.work, states, partial);
-    const bool last = step == dims.iterations - 1;
-    stream->Launch(&FixedMomentsKernel<kWidth>, in.tiles, kWarp, kWarp * kStatistics * kFloat, in,
-                   FixedActivationOf(dims, arrays, step), partial, plan.work.splits, dims.variance_floor,
-                   statistics + step * rows * kStatistics, states, last ? outputs : nullptr,
-                   last ? output_activations : nullptr);
-  }
-  return workspace.used;
-}
-
-template <int kWidth>
-size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputGradients& given,
-                     const Gradients& out, void* memory, Stream* stream) {
-  const FixedInputs in = FixedOf(dims, arrays, kWidth);
-  const FixedPlan plan = PlanFixed(in, kWidth, kAdjointFloats, kAdjointBlocks);
-  const FixedGradientPlan gradient = PlanFixedGradient(in);
-  const int R = dims.iterations;
-  const int64_t rows = in.batch * in.parents, biases = in.children * in.parents, weights = biases * kH;
-  const int64_t state_step = in.tiles * kStateFloats, adjoint_step = in.tiles * kAdjointFloats;
-  const int64_t splits = gradient.work.splits;
-  Workspace workspace(memory);
-  float* partial = workspace.Take(plan.partial_floats);
-  float* states = workspace.Take(R * state_step);
-  float* adjoints = workspace.Take(R * adjoint_step);
-  float* dbeta_u = workspace.Take(rows);
-  float* dbeta_a = workspace.Take(rows);
-  float* dweights = splits > 1 ? workspace.Take(splits * weights) : nullptr;
-  float* dbias = splits > 1 ? workspace.Take(splits * biases) : nullptr;
-  if (!stream) return workspace.used;
-
-  const float* none = nullptr;
-  for (int step = 0; step < R; ++step)
-    stream->Launch(&FixedStatesKernel<kWidth>, in.tiles, kWarp, kWarp * kStatistics * kFloat, in,
-                   FixedActivationOf(dims, arrays, step), given.statistics + step * rows * kStatistics,
-                   states + step * state_step);
-  for (int step = R - 1; step >= 0; --step) {
-    float *state = states + step * state_step, *adjoint = adjoints + step * adjoint_step;
-    stream->Launch(&FixedAdjointKernel<kWidth>, in.tiles, kWarp, 0, in, FixedActivationOf(dims, arrays, step),
-                   partial, plan.work.splits, step == R - 1 ? given.doutputs : none,
-                   given.doutput_activations, dims.variance_floor, state, adjoint, dbeta_u, dbeta_a);
-    if (step > 0)
-      stream->Launch(&FixedAdjointSumsKernel<kWidth>, plan.work.blocks * plan.work.splits, kFixedThreads,
-                     plan.shared_bytes, in, plan.work, state - state_step, state, adjoint, partial);
-  }
-  LaunchBatchSum(*stream, dbeta_u, dbeta_a, in.batch, in.parents, given);
-  Gradients target = out;
-  if (splits > 1) target.dweights = dweights;
-  if (splits > 1 && out.dbias) target.dbias = dbias;
-  stream->Launch(&FixedGradientKernel<kWidth>, gradient.work.chunks * splits, gradient.threads, 0, in,
-                 gradient.work, R, states, adjoints, target);
-  if (splits == 1) return workspace.used;
-  LaunchSumParts(*stream, dweights, splits, weights, out.dweights);
-  if (out.dbias) LaunchSumParts(*stream, dbias, splits, biases, out.dbias);
-  return workspace.used;
-}
-
-size_t ForwardFixed(const EmDims& dims, const EmArrays& arrays, float* outputs, float* output_activations,
-                    float* statistics, void* memory, Stream* stream) {
-  switch (FixedWidth(dims.parents)) {
-    case 8:
-      return ForwardFixed<8>(dims, arrays, outputs, output_activations, statistics, memory, stream);
-    case 16:
-      return ForwardFixed<16>(dims, arrays, outputs, output_activations, statistics, memory, stream);
-    default:
-      return ForwardFixed<32>(dims, arrays, outputs, output_activations, statistics, memory, stream);
-  }
-}
-size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputGradients& given,
-                     const Gradients& out, void* memory, Stream* stream) {
-  switch (FixedWidth(dims.parents)) {
-    case 8:
-      return BackwardFixed<8>(dims, arrays, given, out, memory, stream);
-    case 16:
-      return BackwardFixed<16>(dims, arrays, given, out, memory, stream);
-    default:
-      return BackwardFixed<32>(dims, arrays, given, out, memory, stream);
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------
-
 using FixedEm = EmVotes<4>;
 using AnyEm = EmVotes<0>;
 
@@ -403,11 +247,11 @@ size_t EmCudaWorkspaceBytes(const EmDims& dims, bool backward) {
   };
   const size_t any = bytes(AnyOf(dims));
   size_t fixed = 0;
-  if (dims.pose_size == 4 && dims.parents > kWarp)
-    fixed = bytes(FixedEm{});
-  else if (dims.pose_size == 4)
+  if (HasOwnPasses(dims))
     fixed = backward ? BackwardFixed(dims, EmArrays{}, EmOutputGradients{}, Gradients{}, nullptr, nullptr)
                      : ForwardFixed(dims, EmArrays{}, nullptr, nullptr, nullptr, nullptr, nullptr);
+  else if (dims.pose_size == 4)
+    fixed = bytes(FixedEm{});
   return any > fixed ? any : fixed;  // which of the two runs depends on the alignment of the arrays too
 }
 
@@ -421,7 +265,7 @@ const char* EmForwardCuda(const EmDims& dims, const float* poses, const float* a
   if (dims.batch < 1) return nullptr;
   const EmArrays arrays = {poses, activations, weights, beta_u, beta_a, bias};
   const bool fixed = dims.pose_size == 4 && Aligned(poses) && Aligned(weights);
-  if (fixed && dims.parents <= kWarp)
+  if (fixed && HasOwnPasses(dims))
     ForwardFixed(dims, arrays, outputs, output_activations, statistics, workspace, &stream);
   else if (fixed)
     Forward(dims, FixedEm{}, arrays, outputs, output_activations, statistics, workspace, &stream);
@@ -452,7 +296,7 @@ const char* EmBackwardCuda(const EmDims& dims, const float* poses, const float* 
   const EmOutputGradients given = {statistics, doutputs, doutput_activations, dbeta_u, dbeta_a};
   const Gradients out = {dposes, dweights, dbias, weighing ? dactivations : nullptr};
   const bool fixed = dims.pose_size == 4 && Aligned(poses) && Aligned(weights);
-  if (fixed && dims.parents <= kWarp)
+  if (fixed && HasOwnPasses(dims))
     BackwardFixed(dims, arrays, given, out, workspace, &stream);
   else if (fixed)
     Backward(dims, FixedEm{}, arrays, given, out, workspace, &stream);
