@@ -62,6 +62,7 @@ constexpr int kMaxThreads = 256;
 // Enough blocks for four on each multiprocessor of the largest card known; a constant, and not asked of the
 // device, so that the order of the sums, and with it the result, is the same on every card.
 TFINV_LIMIT(kTargetBlocks, 576);
+TFINV_LIMIT(kMultiprocessors, 132);  // of a large card: a constant for the same reason
 TFINV_LIMIT(kMaxBlocks, 1 << 20);  // more work than that is looped over
 TFINV_LIMIT(kPartialBytes,
             64 << 20);  // more partial sums, or scratch, than that is not worth the blocks it gives

@@ -14,9 +14,6 @@ namespace tfinv {
 namespace cuda {
 
 constexpr int kTileRows = 16, kTileParents = 10, kTileWarps = 8;
-// Warps that the largest card holds at once with as many registers: a constant, for the order of the sums.
-TFINV_LIMIT(kResidentWarps, 132 * 8);
-
 using TileInputs = Inputs<DynamicVotes<8, 16>>;
 
 template <int N>
@@ -410,7 +407,7 @@ inline TilePlan PlanTiles(int64_t batch, int64_t children, int64_t parents) {
   work.groups = CeilDiv(tiles, kTileWarps);
   plan.warps = static_cast<int>(CeilDiv(tiles, work.groups));
   // All blocks at once, so that none is left alone at the end; but a few children for each.
-  const int64_t resident = kResidentWarps / kTileWarps * (kTileWarps / plan.warps);
+  const int64_t resident = kMultiprocessors * (kTileWarps / plan.warps);
   const int64_t row_bytes = batch * parents * 16 * kFloat;
   int64_t splits = Least(Most(1, resident / work.groups), CeilDiv(children, 4));
   splits = Least(splits, Most(1, kPartialBytes / row_bytes));
@@ -422,7 +419,7 @@ inline TilePlan PlanTiles(int64_t batch, int64_t children, int64_t parents) {
   gradient.tiles = tiles;
   gradient.chunks = CeilDiv(children, kGradientWarps);
   const int64_t weight_bytes = children * parents * 128 * kFloat;
-  const int64_t wanted = CeilDiv(4 * kResidentWarps, gradient.chunks * kGradientWarps);
+  const int64_t wanted = CeilDiv(4 * kMultiprocessors * kTileWarps, gradient.chunks * kGradientWarps);
   splits = Least(Least(wanted, tiles), Most(1, Least(32, kPartialBytes / weight_bytes)));
   gradient.tiles_per_split = CeilDiv(tiles, splits);
   gradient.splits = CeilDiv(tiles, gradient.tiles_per_split);

@@ -1,5 +1,7 @@
 // EM routing on a CUDA device: the small passes over [B, J], and the launchers. The maths is in routing.h,
-// that of one vote in em_cuda_steps.cuh, the passes over votes in cuda_routing.cuh.
+// that of one vote in em_cuda_steps.cuh, the passes over votes in cuda_routing.cuh. Poses of 4 x 4 with at
+// most 32 parents have passes of their own, in em_cuda_fixed_launch.cuh.
+#include "em_cuda_fixed_launch.cuh"
 #include "em_cuda_steps.cuh"
 
 namespace tfinv {
@@ -144,34 +146,10 @@ __global__ void ActivationGradientKernel(const float* statistics, Activation act
   }
 }
 
-// out[j] = sum over b of values[b, j]; a block has one parent.
-__global__ void BatchSumKernel(const float* values, int64_t batch, int64_t parents, float* out) {
-  TFINV_SHARED(shared);
-  for (int64_t j = blockIdx.x; j < parents; j += gridDim.x) {
-    float sum = 0.0f;
-    for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) sum += values[b * parents + j];
-    sum = ReduceWarp<Sum>(sum);
-    if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      for (int warp = 1; warp < kMaxThreads / kWarp; ++warp) sum += shared[warp];
-      out[j] = sum;
-    }
-    __syncthreads();
-  }
-}
-
 // ---------------------------------------------------------------------------------------------------------
-
-struct EmArrays {
-  const float *poses, *activations, *weights, *beta_u, *beta_a, *bias;
-};
 
 Activation ActivationOf(const EmDims& dims, const EmArrays& arrays, int step) {
   return {arrays.beta_u, arrays.beta_a, dims.variant, dims.inverse_temperatures[step]};
-}
-const float* Weighing(const EmDims& dims, const EmArrays& arrays) {
-  return dims.variant == EmVariant::kHinton2018 ? arrays.activations : nullptr;
 }
 
 template <class V>
@@ -201,11 +179,6 @@ size_t Forward(const EmDims& dims, const V& kind, const EmArrays& arrays, float*
   }
   return workspace.used;
 }
-
-struct EmOutputGradients {
-  const float *statistics, *doutputs, *doutput_activations;
-  float *dbeta_u, *dbeta_a;
-};
 
 template <class V>
 size_t Backward(const EmDims& dims, const V& kind, const EmArrays& arrays, const EmOutputGradients& given,
@@ -248,9 +221,7 @@ size_t Backward(const EmDims& dims, const V& kind, const EmArrays& arrays, const
     LaunchNormaliser<Step, true>(*stream, in, data, step, normalisers);
     if (step > 0) LaunchAccumulate<Step>(*stream, plan, in, data, step, normalisers, partial);
   }
-  const int64_t warp_sums = kMaxThreads / kWarp * kFloat;
-  stream->Launch(&BatchSumKernel, J, kMaxThreads, warp_sums, dbeta_u, B, J, given.dbeta_u);
-  stream->Launch(&BatchSumKernel, J, kMaxThreads, warp_sums, dbeta_a, B, J, given.dbeta_a);
+  LaunchBatchSum(*stream, dbeta_u, dbeta_a, B, J, given);
   LaunchVoteGradient<Step>(*stream, rows, in, data, R, all, pieces, out);
   return workspace.used;
 }
@@ -274,7 +245,13 @@ size_t EmCudaWorkspaceBytes(const EmDims& dims, bool backward) {
     return backward ? Backward(dims, kind, EmArrays{}, EmOutputGradients{}, Gradients{}, nullptr, nullptr)
                     : Forward(dims, kind, EmArrays{}, nullptr, nullptr, nullptr, nullptr, nullptr);
   };
-  const size_t any = bytes(AnyOf(dims)), fixed = dims.pose_size == 4 ? bytes(FixedEm{}) : 0;
+  const size_t any = bytes(AnyOf(dims));
+  size_t fixed = 0;
+  if (HasOwnPasses(dims))
+    fixed = backward ? BackwardFixed(dims, EmArrays{}, EmOutputGradients{}, Gradients{}, nullptr, nullptr)
+                     : ForwardFixed(dims, EmArrays{}, nullptr, nullptr, nullptr, nullptr, nullptr);
+  else if (dims.pose_size == 4)
+    fixed = bytes(FixedEm{});
   return any > fixed ? any : fixed;  // which of the two runs depends on the alignment of the arrays too
 }
 
@@ -287,7 +264,10 @@ const char* EmForwardCuda(const EmDims& dims, const float* poses, const float* a
   Stream stream(stream_handle);
   if (dims.batch < 1) return nullptr;
   const EmArrays arrays = {poses, activations, weights, beta_u, beta_a, bias};
-  if (dims.pose_size == 4 && Aligned(poses) && Aligned(weights))
+  const bool fixed = dims.pose_size == 4 && Aligned(poses) && Aligned(weights);
+  if (fixed && HasOwnPasses(dims))
+    ForwardFixed(dims, arrays, outputs, output_activations, statistics, workspace, &stream);
+  else if (fixed)
     Forward(dims, FixedEm{}, arrays, outputs, output_activations, statistics, workspace, &stream);
   else
     Forward(dims, AnyOf(dims), arrays, outputs, output_activations, statistics, workspace, &stream);
@@ -315,7 +295,10 @@ const char* EmBackwardCuda(const EmDims& dims, const float* poses, const float* 
   const EmArrays arrays = {poses, activations, weights, beta_u, beta_a, bias};
   const EmOutputGradients given = {statistics, doutputs, doutput_activations, dbeta_u, dbeta_a};
   const Gradients out = {dposes, dweights, dbias, weighing ? dactivations : nullptr};
-  if (dims.pose_size == 4 && Aligned(poses) && Aligned(weights))
+  const bool fixed = dims.pose_size == 4 && Aligned(poses) && Aligned(weights);
+  if (fixed && HasOwnPasses(dims))
+    BackwardFixed(dims, arrays, given, out, workspace, &stream);
+  else if (fixed)
     Backward(dims, FixedEm{}, arrays, given, out, workspace, &stream);
   else
     Backward(dims, AnyOf(dims), arrays, given, out, workspace, &stream);

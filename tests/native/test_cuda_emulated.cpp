@@ -96,11 +96,11 @@ EmCase::Results RunCuda(const EmCase& problem, size_t offset) {
 struct Limits {
   Limits(int64_t target, int64_t blocks, int64_t bytes) {
     cuda::kTargetBlocks = target, cuda::kMaxBlocks = blocks, cuda::kPartialBytes = bytes;
-    cuda::kResidentWarps = 8 * target;
+    cuda::kMultiprocessors = cuda::CeilDiv(target, 4);
   }
   ~Limits() {
     cuda::kTargetBlocks = 576, cuda::kMaxBlocks = 1 << 20, cuda::kPartialBytes = 64 << 20;
-    cuda::kResidentWarps = 132 * 8;
+    cuda::kMultiprocessors = 132;
   }
 };
 

@@ -1,0 +1,167 @@
+// EM routing of poses of 4 x 4 and at most 32 parents: what EM networks are made of, so it has passes of its
+// own. em_cuda_steps.cuh and cuda_routing.cuh have those for any other size. The maths is in routing.h.
+//
+// A tile is what one warp works on: `kGroups` samples of `kWidth` >= J lanes, a lane for each parent; lanes
+// without a parent or a sample repeat the last one and write nothing that is read. Everything that belongs to
+// a lane lies in the workspace as [tile][value][lane], so that a warp reads and writes whole lines:
+//   state    mean, precision, scale [16 each], constant, logmass, loga, half
+//   adjoint  dmean, dvariance [16 each], dlogmass - sum over h of (variance - floor) dvariance
+// Logarithms of couplings are to the base 2, which is what the hardware has: precision = log2(e) / 2 /
+// variance, scale is its root, constant = log2(e) (loga - half) and logmass as well; loga and half, half the
+// sum of log variance, are natural.
+#ifndef TFINV_CUSTOM_OPS_CORE_EM_CUDA_TILES_CUH_
+#define TFINV_CUSTOM_OPS_CORE_EM_CUDA_TILES_CUH_
+
+#include "cuda_plan.cuh"
+
+namespace tfinv {
+namespace cuda {
+
+
+constexpr int kH = 16;  // components of a vote, of a pose and of a weight matrix
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+constexpr int kMean = 0, kPrecision = kH, kScale = 2 * kH, kStateScalars = 3 * kH;
+constexpr int kConstantAt = kStateScalars, kLogMassAt = kStateScalars + 1,
+              kLogActivationAt = kStateScalars + 2, kHalfAt = kStateScalars + 3;
+constexpr int kStateFloats = (kStateScalars + 4) * kWarp;
+constexpr int kDmean = 0, kDvariance = kH, kDlogCouplingAt = 2 * kH;
+constexpr int kAdjointFloats = (2 * kH + 1) * kWarp;
+constexpr int kMomentFloats = (2 * kH + 2) * kWarp;    // mean, squares [16 each], reference, weight
+constexpr int kStatistics = 2 * kH + 1;                // of a row of the statistics
+constexpr int kMatrixStride = kH + 4;  // the lanes of a quarter warp then meet no bank twice
+
+// One instruction each, good to 2^-22; tiny results are 0.
+__device__ inline float Exp2(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+__device__ inline float Log2(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return log2f(x);
+#endif
+}
+__device__ inline float Reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
+}
+
+struct FixedInputs {
+  int batch, children, parents, tiles;
+  float log_parents;  // to the base 2
+  const float *poses, *activations, *weights, *bias;
+
+  __device__ float Activation(int64_t at) const { return activations ? activations[at] : 1.0f; }
+};
+
+template <int kWidth>
+struct Tile {
+  static constexpr int kGroups = kWarp / kWidth;
+  int lane, tile, b, j;
+  bool parent, sample, used;  // is there a parent for this lane, a sample, both?
+
+  __device__ Tile(const FixedInputs& in, int number)
+      : lane(threadIdx.x % kWarp), tile(min(number, in.tiles - 1)) {
+    const int rank = lane % kWidth;
+    b = number * kGroups + lane / kWidth;
+    parent = rank < in.parents;
+    sample = b < in.batch;
+    used = parent && sample;
+    b = min(b, in.batch - 1);
+    j = min(rank, in.parents - 1);
+  }
+  __device__ int64_t Child(const FixedInputs& in, int i) const { return int64_t{b} * in.children + i; }
+  __device__ int64_t Row(const FixedInputs& in) const { return int64_t{b} * in.parents + j; }
+  __device__ int Rank() const { return lane % kWidth; }
+};
+
+// A warp's piece of [tile][value][lane]. Arrays of 16 are kept as four floats of each lane.
+struct Piece {
+  const float* base;
+  int lane;
+  __device__ float operator[](int value) const { return base[value * kWarp + lane]; }
+  __device__ float4 Quad(int array, int quad) const {
+    return reinterpret_cast<const float4*>(base + (array + quad * 4) * kWarp)[lane];
+  }
+  __device__ void Load(int array, float (&x)[kH]) const {
+#pragma unroll
+    for (int quad = 0; quad < 4; ++quad) {
+      const float4 four = Quad(array, quad);
+      x[quad * 4] = four.x, x[quad * 4 + 1] = four.y, x[quad * 4 + 2] = four.z, x[quad * 4 + 3] = four.w;
+    }
+  }
+};
+struct PieceOut {
+  float* base;
+  int lane;
+  __device__ float& operator[](int value) const { return base[value * kWarp + lane]; }
+  __device__ void Store(int array, const float (&x)[kH]) const {
+#pragma unroll
+    for (int quad = 0; quad < 4; ++quad)
+      reinterpret_cast<float4*>(base + (array + quad * 4) * kWarp)[lane] = {x[quad * 4], x[quad * 4 + 1],
+                                                                           x[quad * 4 + 2], x[quad * 4 + 3]};
+  }
+};
+
+template <int kWidth, class Op>
+__device__ float ReduceLanes(float value) {
+#pragma unroll
+  for (int offset = kWidth / 2; offset > 0; offset >>= 1)
+    value = Op::Of(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+struct Coupling {
+  float log, value;
+};
+// Softmax over a group, to the base 2. The maximum goes first, as in GroupLogSoftmax; lanes without a parent
+// repeat one, and do not change it.
+template <int kWidth>
+__device__ Coupling Softmax(float logit, bool parent) {
+  const float shifted = logit - ReduceLanes<kWidth, Maximum>(logit);
+  const float power = Exp2(shifted), sum = ReduceLanes<kWidth, Sum>(parent ? power : 0.0f);
+  return {shifted - Log2(sum), power * Reciprocal(sum)};
+}
+// Of the first iteration.
+template <int kWidth>
+__device__ Coupling FirstCoupling(const FixedInputs& in, const Tile<kWidth>& at, int i) {
+  if (in.bias) return Softmax<kWidth>(kLog2E * in.bias[int64_t{i} * in.parents + at.j], at.parent);
+  return {-in.log_parents, Exp2(-in.log_parents)};
+}
+
+__device__ inline void LoadMatrix(const float* from, float (&x)[kH]) {
+#pragma unroll
+  for (int quad = 0; quad < 4; ++quad) {
+    const float4 four = reinterpret_cast<const float4*>(from)[quad];
+    x[quad * 4] = four.x, x[quad * 4 + 1] = four.y, x[quad * 4 + 2] = four.z, x[quad * 4 + 3] = four.w;
+  }
+}
+__device__ inline void Multiply(const float (&pose)[kH], const float (&w)[kH], float (&votes)[kH]) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r)
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      votes[r * 4 + c] = fmaf(pose[r * 4], w[c],
+                              fmaf(pose[r * 4 + 1], w[4 + c],
+                                   fmaf(pose[r * 4 + 2], w[8 + c], pose[r * 4 + 3] * w[12 + c])));
+}
+__device__ inline float LogActivation(float activation) { return Log2(fmaxf(activation, kActivationFloor)); }
+
+}  // namespace cuda
+}  // namespace tfinv
+
+#endif  // TFINV_CUSTOM_OPS_CORE_EM_CUDA_TILES_CUH_
