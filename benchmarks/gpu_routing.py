@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_routing.py all --csv gpu_routing.csv
     python benchmarks/gpu_routing.py parity             # outputs and every gradient against float64
-    python benchmarks/gpu_routing.py sanitize           # the same on small shapes under compute-sanitizer
+    python benchmarks/gpu_routing.py sanitize           # small shapes under compute-sanitizer
     python benchmarks/gpu_routing.py time --rounds 50   # against XLA and torch.compile
     python benchmarks/gpu_routing.py memory             # of the same, each in a process of its own
     python benchmarks/gpu_routing.py all --device cpu --rounds 3 --small      # a rehearsal without a GPU
@@ -109,6 +109,16 @@ def check_parity(device, small: bool) -> list[dict]:
     return rows
 
 
+def run_kernels(device, small: bool) -> None:
+    """Runs the problems of `check_parity` and compares nothing: under a sanitizer it takes long enough."""
+    import jax
+
+    for case in parity_cases(small):
+        with jax.default_device(device):
+            jax.block_until_ready(jax.jit(both_ways(fused(case)))(arrays_of(case), factors_of(case)))
+        print(case.name, flush=True)
+
+
 def sanitize(arguments: argparse.Namespace) -> list[dict]:
     """Runs the small parity cases under each tool of compute-sanitizer."""
     tool = shutil.which("compute-sanitizer")
@@ -124,7 +134,7 @@ def sanitize(arguments: argparse.Namespace) -> list[dict]:
 
     def run(check: str) -> dict:
         command = [tool, "--tool", check, "--error-exitcode", "9", "--target-processes", "all"]
-        command += [sys.executable, __file__, "parity", "--small", "--device", arguments.device]
+        command += [sys.executable, __file__, "run", "--small", "--device", arguments.device]
         # An allocation for each array, or what is read beyond one would be found in the pool.
         environment = os.environ | {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
         finished = subprocess.run(
@@ -383,7 +393,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["all", "parity", "sanitize", "time", "memory", "memory-of-one"])
+    parser.add_argument(
+        "what", choices=["all", "parity", "sanitize", "time", "memory", "run", "memory-of-one"]
+    )
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds of ten calls")
     parser.add_argument("--small", action="store_true", help="small cases only")
@@ -407,6 +419,9 @@ def main() -> int:
             "The library was compiled without CUDA: is nvcc on the PATH? See TFINV_CUDA=1.", file=sys.stderr
         )
         return 1
+    if arguments.what == "run":
+        run_kernels(device, arguments.small)
+        return 0
     rows = []
     if arguments.what in ("all", "parity"):
         rows += check_parity(device, arguments.small)

@@ -37,12 +37,14 @@ TIMED = [
     Case(1250, 288, 32, 4, 4, 2, "hinton2018"),
 ]
 TIMED_SMALL = [Case(10, 64, 10, 8, 16, 3), Case(25, 18, 16, 4, 4, 2, "hinton2018")]
-# Ones, primes, both sides of a warp of parents, kernels of fixed and of any size, a batch above 65,535.
+# Ones, primes, both sides of a warp of parents, tiles full and not, kernels of fixed and of any size, a batch
+# above 65,535.
 DYNAMIC = [(1, 1, 1, 1, 1), (3, 5, 10, 8, 16), (129, 7, 32, 8, 16), (13, 9, 33, 8, 16), (2, 70, 129, 8, 16)]
 DYNAMIC += [
     (7, 129, 7, 7, 1),
     (5, 33, 10, 129, 2),
     (2, 5, 40, 2, 129),
+    (33, 9, 10, 8, 16),
     (70_001, 2, 3, 8, 16),
     (100, 1152, 10, 8, 16),
 ]
@@ -50,6 +52,8 @@ EM = [
     (1, 1, 1, 1),
     (5, 7, 16, 4),
     (129, 3, 32, 4),
+    (9, 12, 32, 4),
+    (40, 9, 16, 4),
     (13, 9, 33, 4),
     (2, 129, 5, 3),
     (7, 5, 40, 2),
