@@ -235,16 +235,22 @@ struct Passes {
   int64_t RowGroups() const { return CeilDiv(in.batch * in.parents, ComponentLanes().groups); }
   int64_t Splits() const { return on_tiles ? tile_plan.work.splits : plan.work.splits; }
 
-  // partial [splits, B, J, D]: the sums of Step over the children of each split.
+  // partial [splits, B, J, D]: the sums of Step over the children of each split. Backward not of iteration 0.
   template <class Step>
   void Accumulate(Stream& stream, const DynamicData& data, int step, const Normalisers& normalisers,
                   float* partial) const {
     if constexpr (V::kFixed) {
       if (on_tiles) {
+        const TileWork& work = tile_plan.work;
+        const int64_t blocks = work.groups * work.splits;
+        const int threads = tile_plan.warps * kWarp;
         const float* agreements = data.agreements + step * data.step_stride;
-        const float* dsums = Step::kBackward ? data.dsums + step * data.step_stride : agreements;
-        stream.Launch(&TileAccumulateKernel<kTileParents, Step::kBackward>, tile_plan.work.groups * Splits(),
-                      tile_plan.warps * kWarp, 0, in, agreements, dsums, step == 0, tile_plan.work, partial);
+        const float* dsums = Step::kBackward ? data.dsums + step * data.step_stride : nullptr;
+        if (step == 0)
+          stream.Launch(&TileFirstKernel<kTileParents>, blocks, threads, 0, in, work, partial);
+        else
+          stream.Launch(&TileAccumulateKernel<kTileParents, Step::kBackward>, blocks, threads, 0, in,
+                        agreements, dsums, work, partial);
         return;
       }
     }

@@ -89,6 +89,9 @@ struct TileRows {
       x[r][0] = four.x, x[r][1] = four.y, x[r][2] = four.z, x[r][3] = four.w;
     }
   }
+  __device__ void Store(float* row, int r) const {
+    *reinterpret_cast<float4*>(row) = {x[r][0], x[r][1], x[r][2], x[r][3]};
+  }
   __device__ float Dot(const TileRows& other, int r) const {
     float sum = x[r][0] * other.x[r][0];
 #pragma unroll
@@ -103,20 +106,32 @@ struct TileRows {
   }
 };
 
-// Votes of a tile for one parent.
+// Sums of votes of a tile for one parent, as products leave them: of even and of odd components.
+struct TileSums {
+  float even[4], odd[4];
+
+  // Adds factor * votes.
+  __device__ void Add(const SplitFloats<4>& poses, const float* matrix, const TilePlace& place, float factor) {
+    // Rows t and t + 4 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
+    const float* from = matrix + place.column * 16 + 2 * place.row;
+    const float2 first = *reinterpret_cast<const float2*>(from);
+    const float2 second = *reinterpret_cast<const float2*>(from + 64);
+    SplitFloats<2> evens, odds;
+    evens.Set(0, factor * first.x), evens.Set(1, factor * second.x);
+    odds.Set(0, factor * first.y), odds.Set(1, factor * second.y);
+    MultiplyAdd(even, poses, evens);
+    MultiplyAdd(odd, poses, odds);
+  }
+  __device__ TileRows Rows() const {
+    return {{{even[0], odd[0], even[1], odd[1]}, {even[2], odd[2], even[3], odd[3]}}};
+  }
+};
+
 __device__ inline TileRows ComputeVotes(const SplitFloats<4>& poses, const float* matrix,
                                         const TilePlace& place) {
-  // Rows t and t + 4 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
-  const float* from = matrix + place.column * 16 + 2 * place.row;
-  const float2 first = *reinterpret_cast<const float2*>(from);
-  const float2 second = *reinterpret_cast<const float2*>(from + 64);
-  SplitFloats<2> even, odd;
-  even.Set(0, first.x), even.Set(1, second.x);
-  odd.Set(0, first.y), odd.Set(1, second.y);
-  float evens[4] = {}, odds[4] = {};
-  MultiplyAdd(evens, poses, even);
-  MultiplyAdd(odds, poses, odd);
-  return {{{evens[0], odds[0], evens[1], odds[1]}, {evens[2], odds[2], evens[3], odds[3]}}};
+  TileSums votes = {};
+  votes.Add(poses, matrix, place, 1.0f);
+  return votes.Rows();
 }
 
 __device__ inline float SumOfFour(float value) {
@@ -162,44 +177,80 @@ struct TileWork {
   int64_t groups, splits, children_per_split;  // groups of as many tiles as a block has warps
 };
 
-// partial[split, b, j] = sum over the children of the split of coupling * vote, or, backward, of dlogit * vote.
-// In the first iteration V is 0 and `agreements` is not read.
+// What a warp of the passes below does: a tile, and the children of a split.
+struct TileUnit {
+  int64_t split, begin, start, count, child;
+
+  __device__ TileUnit(const TileInputs& in, const TileWork& work, int64_t unit)
+      : split(unit / work.groups), start(split * work.children_per_split) {
+    const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
+    begin = (unit % work.groups * warps + warp) * kTileRows;
+    count = min(work.children_per_split, in.children - start);
+    // Each warp begins with another child, or all of them would wait for the same matrices to arrive.
+    child = count * warp / warps;
+  }
+  __device__ void Next() { child = child + 1 == count ? 0 : child + 1; }
+  __device__ float* Row(const TileInputs& in, const TilePlace& place, int r, float* partial) const {
+    return partial + (split * in.batch + place.samples[r]) * in.parents * 16 + 4 * place.column;
+  }
+};
+
+// The first iteration, in which V is 0: couplings are those of the bias, and the sum over children is left to
+// the products. partial[split, b, j] = sum over the children of the split of coupling * vote.
+template <int J>
+__global__ void __launch_bounds__(kTileWarps* kWarp, 1)
+    TileFirstKernel(TileInputs in, TileWork work, float* partial) {
+  for (int64_t number = blockIdx.x; number < work.groups * work.splits; number += gridDim.x) {
+    TileUnit unit(in, work, number);
+    if (unit.begin >= in.batch) continue;
+    const TilePlace place(unit.begin, in.batch);
+    TileSums sums[J] = {};
+    for (int64_t n = 0; n < unit.count; ++n, unit.Next()) {
+      const int64_t i = unit.start + unit.child;
+      const SplitFloats<4> poses = LoadPoses(in, place, i);
+      float couplings[J][2];
+#pragma unroll
+      for (int j = 0; j < J; ++j) couplings[j][0] = couplings[j][1] = in.Bias(i, j);
+      TileSoftmax<J>(couplings);
+#pragma unroll
+      for (int j = 0; j < J; ++j)
+        sums[j].Add(poses, in.weights + (i * J + j) * 128, place, couplings[j][0]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int j = 0; j < J; ++j)
+        if (place.used[r]) sums[j].Rows().Store(unit.Row(in, place, r, partial) + j * 16, r);
+  }
+}
+
+// A later iteration: the same, or, backward, the sum of dlogit * vote.
 template <int J, bool kBackward>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
-    TileAccumulateKernel(TileInputs in, const float* agreements, const float* dsums, bool first,
-                         TileWork work, float* partial) {
-  const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
-  for (int64_t unit = blockIdx.x; unit < work.groups * work.splits; unit += gridDim.x) {
-    const int64_t split = unit / work.groups;
-    const int64_t begin = (unit % work.groups * warps + warp) * kTileRows;
-    if (begin >= in.batch) continue;
-    const TilePlace place(begin, in.batch);
-    const TileArray all_agreements(agreements, begin, J), all_dsums(dsums, begin, J);
+    TileAccumulateKernel(TileInputs in, const float* agreements, const float* dsums, TileWork work,
+                         float* partial) {
+  for (int64_t number = blockIdx.x; number < work.groups * work.splits; number += gridDim.x) {
+    TileUnit unit(in, work, number);
+    if (unit.begin >= in.batch) continue;
+    const TilePlace place(unit.begin, in.batch);
+    const TileArray all_agreements(agreements, unit.begin, J);
+    const TileArray all_dsums(kBackward ? dsums : agreements, unit.begin, J);
     TileRows sums[J] = {};
-    const int64_t start = split * work.children_per_split;
-    const int64_t count = min(work.children_per_split, in.children - start);
-    // Each warp begins with another child, or all of them would wait for the same matrices to arrive.
-    int64_t child = count * warp / warps;
-    for (int64_t n = 0; n < count; ++n, child = child + 1 == count ? 0 : child + 1) {
-      const int64_t i = start + child;
+    for (int64_t n = 0; n < unit.count; ++n, unit.Next()) {
+      const int64_t i = unit.start + unit.child;
       const SplitFloats<4> poses = LoadPoses(in, place, i);
-      const float* matrices = in.weights + i * J * 128;
       TileRows votes[J];
       float couplings[J][2], gradients[J][2];
 #pragma unroll
       for (int j = 0; j < J; ++j) {
-        votes[j] = ComputeVotes(poses, matrices + j * 128, place);
+        votes[j] = ComputeVotes(poses, in.weights + (i * J + j) * 128, place);
+        TileRows other;
         if constexpr (kBackward) {
-          TileRows dsum;
-          dsum.Load(all_dsums, j);
-          gradients[j][0] = votes[j].Dot(dsum, 0), gradients[j][1] = votes[j].Dot(dsum, 1);
+          other.Load(all_dsums, j);
+          gradients[j][0] = votes[j].Dot(other, 0), gradients[j][1] = votes[j].Dot(other, 1);
         }
-        couplings[j][0] = couplings[j][1] = 0.0f;
-        if (!first) {
-          TileRows agreement;
-          agreement.Load(all_agreements, j);
-          couplings[j][0] = votes[j].Dot(agreement, 0), couplings[j][1] = votes[j].Dot(agreement, 1);
-        }
+        other.Load(all_agreements, j);
+        couplings[j][0] = votes[j].Dot(other, 0), couplings[j][1] = votes[j].Dot(other, 1);
       }
 #pragma unroll
       for (int j = 0; j < J; ++j) {
@@ -216,14 +267,10 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
       for (int j = 0; j < J; ++j) sums[j].Add(votes[j], kBackward ? gradients[j] : couplings[j]);
     }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (!place.used[r]) continue;
-      float* row = partial + (split * in.batch + place.samples[r]) * J * 16 + 4 * place.column;
+    for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int j = 0; j < J; ++j)
-        *reinterpret_cast<float4*>(row + j * 16) = {sums[j].x[r][0], sums[j].x[r][1], sums[j].x[r][2],
-                                                    sums[j].x[r][3]};
-    }
+        if (place.used[r]) sums[j].Store(unit.Row(in, place, r, partial) + j * 16, r);
   }
 }
 
@@ -352,8 +399,7 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
         __syncwarp();  // nobody reads the parent before
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          *reinterpret_cast<float4*>(transposed + (row + 8 * r) * kTransposeStride + 4 * column) = {
-              dvotes[j].x[r][0], dvotes[j].x[r][1], dvotes[j].x[r][2], dvotes[j].x[r][3]};
+          dvotes[j].Store(transposed + (row + 8 * r) * kTransposeStride + 4 * column, r);
         __syncwarp();
         float4& total = *reinterpret_cast<float4*>(dweights + j * 128);
         float dmatrix[4] = {total.x, total.y, total.z, total.w};
