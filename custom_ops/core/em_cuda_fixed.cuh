@@ -180,17 +180,19 @@ __global__ void __launch_bounds__(kFixedThreads, kAdjointBlocks)
 // ---------------------------------------------------------------------------------------------------------
 // Small passes: a lane has one parent of one sample, a block one tile.
 
+constexpr int kStepsOfLaunch = 8;
+
 struct FixedActivation {
   const float *beta_u, *beta_a;
   EmVariant variant;
-  float inverse_temperature;
+  float inverse_temperatures[kStepsOfLaunch];  // of the iterations from that of the launch on
 };
 
 // The state of one lane, and exp(loga).
 template <int kWidth>
 __device__ float StoreState(const FixedActivation& activation, const Tile<kWidth>& at,
-                            const float (&mean)[kH], const float (&variance)[kH], float logmass,
-                            float* states) {
+                            int step, const float (&mean)[kH], const float (&variance)[kH],
+                            float logmass, float* states) {
   const PieceOut state = {states + int64_t{at.tile} * kStateFloats, at.lane};
   float half = 0.0f, precision[kH], scale[kH];
 #pragma unroll
@@ -200,7 +202,7 @@ __device__ float StoreState(const FixedActivation& activation, const Tile<kWidth
     scale[h] = sqrtf(precision[h]);
   }
   const float cost = expf(logmass) * (activation.beta_u[at.j] + half);
-  const float x = activation.inverse_temperature * (activation.beta_a[at.j] - cost);
+  const float x = activation.inverse_temperatures[step] * (activation.beta_a[at.j] - cost);
   float loga = fminf(x, 0.0f) - log1pf(expf(-fabsf(x)));
   if (activation.variant == EmVariant::kArticle) {
     const float shifted = x - ReduceLanes<kWidth, Maximum>(x);
@@ -250,7 +252,7 @@ __global__ void __launch_bounds__(kWarp)
     const float logmass = kLn2 * (largest + log2f(before)), per_weight = 1.0f / before;
 #pragma unroll
     for (int h = 0; h < kH; ++h) squares[h] = fmaf(squares[h], per_weight, floor);
-    const float parent_activation = StoreState(activation, at, mean, squares, logmass, states);
+    const float parent_activation = StoreState(activation, at, 0, mean, squares, logmass, states);
     // The rows of a tile lie behind each other: by way of shared memory they are written in whole lines.
     const int64_t row = int64_t{tile} * at.kGroups * in.parents;
     const int local = at.lane / kWidth * in.parents + at.j;
@@ -273,24 +275,27 @@ __global__ void __launch_bounds__(kWarp)
   }
 }
 
-// States of one iteration from its statistics.
+// States of some iterations from their statistics.
 template <int kWidth>
 __global__ void __launch_bounds__(kWarp)
-    FixedStatesKernel(FixedInputs in, FixedActivation activation, const float* statistics, float* states) {
+    FixedStatesKernel(FixedInputs in, FixedActivation activation, int steps, const float* statistics,
+                      float* states) {
   TFINV_SHARED(shared);
-  for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
+  for (int64_t unit = blockIdx.x; unit < int64_t{in.tiles} * steps; unit += gridDim.x) {
+    const int step = static_cast<int>(unit / in.tiles), tile = static_cast<int>(unit % in.tiles);
     const Tile<kWidth> at(in, tile);
-    const int64_t row = int64_t{tile} * at.kGroups * in.parents;
-    const int rows = min(at.kGroups, in.batch - tile * at.kGroups) * in.parents;
+    const int64_t first = int64_t{tile} * at.kGroups * in.parents;
+    const int floats = min(at.kGroups, in.batch - tile * at.kGroups) * in.parents * kStatistics;
+    const float* from = statistics + (int64_t{step} * in.batch * in.parents + first) * kStatistics;
 #pragma unroll 8
-    for (int n = threadIdx.x; n < rows * kStatistics; n += kWarp)
-      shared[n] = statistics[row * kStatistics + n];
+    for (int n = threadIdx.x; n < floats; n += kWarp) shared[n] = from[n];
     __syncthreads();
-    const float* own = shared + (at.Row(in) - row) * kStatistics;
+    const float* own = shared + (at.Row(in) - first) * kStatistics;
     float mean[kH], variance[kH];
 #pragma unroll
     for (int h = 0; h < kH; ++h) mean[h] = own[h], variance[h] = own[kH + h];
-    StoreState(activation, at, mean, variance, own[2 * kH], states);
+    StoreState(activation, at, step, mean, variance, own[2 * kH],
+               states + int64_t{step} * in.tiles * kStateFloats);
     __syncthreads();
   }
 }
@@ -335,7 +340,7 @@ __global__ void __launch_bounds__(kWarp)
     const bool article = activation.variant == EmVariant::kArticle;
     float dx = -dloga * expm1f(loga);
     if (article) dx = dloga - expf(loga) * ReduceLanes<kWidth, Sum>(at.parent ? dloga : 0.0f);
-    const float dlinear = activation.inverse_temperature * dx;
+    const float dlinear = activation.inverse_temperatures[0] * dx;
     const float dcost = -dlinear * exp2f(state[kLogMassAt]);
     float dlog_coupling = dcost * (activation.beta_u[at.j] + state[kHalfAt]);
 #pragma unroll

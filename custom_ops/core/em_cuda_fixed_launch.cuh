@@ -94,8 +94,9 @@ struct FixedGradientPlan {
 
 inline FixedGradientPlan PlanFixedGradient(const FixedInputs& in) {
   constexpr int64_t kMostSplits = 64, kSetup = 2;
-  const int64_t warps = CeilDiv(in.children, CeilDiv(in.children, kGradientThreads / kWarp));
-  const int64_t chunks = CeilDiv(in.children, warps);
+  const int64_t rows = CeilDiv(in.children, kGradientChildren);  // of warps
+  const int64_t warps = CeilDiv(rows, CeilDiv(rows, kGradientThreads / kWarp));
+  const int64_t chunks = CeilDiv(rows, warps);
   const int64_t weight_bytes = int64_t{in.children} * in.parents * kH * kFloat;
   const int64_t most = Least(kMostSplits, Most(1, kPartialBytes / weight_bytes));
   const int64_t per_split = CeilDiv(in.tiles, BestSplits(chunks, in.tiles, most, kMultiprocessors, kSetup));
@@ -128,7 +129,10 @@ inline FixedInputs FixedOf(const EmDims& dims, const EmArrays& arrays, int width
           arrays.bias};
 }
 inline FixedActivation FixedActivationOf(const EmDims& dims, const EmArrays& arrays, int step) {
-  return {arrays.beta_u, arrays.beta_a, dims.variant, dims.inverse_temperatures[step]};
+  FixedActivation activation = {arrays.beta_u, arrays.beta_a, dims.variant, {}};
+  for (int n = 0; n < kStepsOfLaunch && step + n < dims.iterations; ++n)
+    activation.inverse_temperatures[n] = dims.inverse_temperatures[step + n];
+  return activation;
 }
 
 template <int kWidth>
@@ -178,10 +182,11 @@ size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputG
   if (!stream) return workspace.used;
 
   const float* none = nullptr;
-  for (int step = 0; step < R; ++step)
-    stream->Launch(&FixedStatesKernel<kWidth>, in.tiles, kWarp, kWarp * kStatistics * kFloat, in,
-                   FixedActivationOf(dims, arrays, step), given.statistics + step * rows * kStatistics,
-                   states + step * state_step);
+  for (int step = 0; step < R; step += kStepsOfLaunch)
+    stream->Launch(&FixedStatesKernel<kWidth>, int64_t{in.tiles} * Least(kStepsOfLaunch, R - step), kWarp,
+                   kWarp * kStatistics * kFloat, in, FixedActivationOf(dims, arrays, step),
+                   static_cast<int>(Least(kStepsOfLaunch, R - step)),
+                   given.statistics + step * rows * kStatistics, states + step * state_step);
   for (int step = R - 1; step >= 0; --step) {
     float *state = states + step * state_step, *adjoint = adjoints + step * adjoint_step;
     stream->Launch(&FixedAdjointKernel<kWidth>, in.tiles, kWarp, 0, in, FixedActivationOf(dims, arrays, step),
@@ -195,7 +200,8 @@ size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputG
   Gradients target = out;
   if (splits > 1) target.dweights = dweights;
   if (splits > 1 && out.dbias) target.dbias = dbias;
-  stream->Launch(&FixedGradientKernel<kWidth>, gradient.Blocks(), gradient.threads, 0, in,
+  const auto gradients = R > 2 ? &FixedGradientKernel<kWidth, true> : &FixedGradientKernel<kWidth, false>;
+  stream->Launch(gradients, gradient.Blocks(), gradient.threads, 0, in,
                  gradient.work, R, states, adjoints, target);
   if (splits == 1) return workspace.used;
   LaunchSumParts(*stream, dweights, splits, weights, out.dweights);
