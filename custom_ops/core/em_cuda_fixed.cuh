@@ -38,8 +38,8 @@ __device__ void EachChild(const FixedInputs& in, const FixedWork& work, const Ti
   const int begin = split * work.children_per_split;
   const int end = min(begin + work.children_per_split, in.children);
   const float* next = in.poses + at.Child(in, begin) * kH;
-  const float* next_activation = in.activations ? in.activations + at.Child(in, begin) : nullptr;
-  float pose[kH], activation = next_activation ? *next_activation : 1.0f;
+  const float* next_activation = in.activations + at.Child(in, begin);
+  float pose[kH], activation = *next_activation;
   LoadMatrix(next, pose);
   for (int child = begin; child < end; child += work.stage) {
     const int count = min(work.stage, end - child);
@@ -50,11 +50,11 @@ __device__ void EachChild(const FixedInputs& in, const FixedWork& work, const Ti
       float w[kH], votes[kH];
       LoadMatrix(matrix, w);
       Multiply(pose, w, votes);
-      const float log_activation = LogActivation(activation);
+      const float log_activation = in.LogActivation(activation);
       if (i + 1 < end) {
         next += kH;
         LoadMatrix(next, pose);
-        if (next_activation) activation = *++next_activation;
+        activation = *++next_activation;
       }
       visit(votes, log_activation, i);
     }

@@ -14,9 +14,6 @@ struct EmArrays {
   const float *poses, *activations, *weights, *beta_u, *beta_a, *bias;
 };
 
-inline const float* Weighing(const EmDims& dims, const EmArrays& arrays) {
-  return dims.variant == EmVariant::kHinton2018 ? arrays.activations : nullptr;
-}
 struct EmOutputGradients {
   const float *statistics, *doutputs, *doutput_activations;
   float *dbeta_u, *dbeta_a;
@@ -122,9 +119,10 @@ inline FixedInputs FixedOf(const EmDims& dims, const EmArrays& arrays, int width
           static_cast<int>(dims.children),
           static_cast<int>(dims.parents),
           static_cast<int>(CeilDiv(dims.batch, kWarp / width)),
+          dims.variant == EmVariant::kHinton2018,
           std::log2(static_cast<float>(dims.parents)),
           arrays.poses,
-          Weighing(dims, arrays),
+          arrays.activations,
           arrays.weights,
           arrays.bias};
 }

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         const int64_t child = at.Child(in, min(i + c, in.children - 1));
-        votes[c].log_activation = LogActivation(in.Activation(child));
+        votes[c].log_activation = in.LogActivation(in.activations[child]);
         Multiply(poses[c], w[c], votes[c].votes);
       }
       AddIteration<kWidth, true, false>(in, at, i, state, state, adjoint, votes);
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
           for (int n = 0; n < kLeft; ++n) out.dposes[child * kH + rank * kH / kWidth + n] = dpose[n];
         }
         if (out.dactivations && rank == 0) {
-          const float activation = in.Activation(child);
+          const float activation = in.activations[child];
           out.dactivations[child] =
               activation > kActivationFloor ? votes[c].dlog_activation * Reciprocal(activation) : 0.0f;
         }

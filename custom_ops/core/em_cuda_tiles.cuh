@@ -64,10 +64,13 @@ __device__ inline float Reciprocal(float x) {
 
 struct FixedInputs {
   int batch, children, parents, tiles;
+  bool weighing;      // do activations weigh the children? Not in the article's variant
   float log_parents;  // to the base 2
   const float *poses, *activations, *weights, *bias;
 
-  __device__ float Activation(int64_t at) const { return activations ? activations[at] : 1.0f; }
+  __device__ float LogActivation(float activation) const {
+    return weighing ? Log2(fmaxf(activation, kActivationFloor)) : 0.0f;
+  }
 };
 
 template <int kWidth>
@@ -161,7 +164,6 @@ __device__ inline void Multiply(const float (&pose)[kH], const float (&w)[kH], f
                               fmaf(pose[r * 4 + 1], w[4 + c],
                                    fmaf(pose[r * 4 + 2], w[8 + c], pose[r * 4 + 3] * w[12 + c])));
 }
-__device__ inline float LogActivation(float activation) { return Log2(fmaxf(activation, kActivationFloor)); }
 
 }  // namespace cuda
 }  // namespace tfinv
