@@ -21,12 +21,12 @@ struct FixedWork {
 // Weights of `count` children, for all lanes of a group.
 template <int kWidth>
 __device__ void StageMatrices(const FixedInputs& in, int child, int count, float* shared) {
+  const float4* from = reinterpret_cast<const float4*>(in.weights + int64_t{child} * in.parents * kH);
   __syncthreads();  // nobody reads the previous children any more
   for (int n = threadIdx.x; n < count * kWidth * 4; n += kFixedThreads) {
-    const int row = n / 4, j = min(row % kWidth, in.parents - 1);
-    reinterpret_cast<float4*>(shared + row * kMatrixStride)[n % 4] =
-        reinterpret_cast<const float4*>(
-            in.weights + (int64_t{child + row / kWidth} * in.parents + j) * kH)[n % 4];
+    const int row = n / 4, quad = n % 4, j = min(row % kWidth, in.parents - 1);
+    reinterpret_cast<float4*>(shared + row * kMatrixStride)[quad] =
+        from[(row / kWidth * in.parents + j) * 4 + quad];
   }
   __syncthreads();
 }
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kWarp)
     for (int part = 0; part < parts; ++part)
       largest = fmaxf(largest, Piece{first + part * stride, at.lane}[2 * kH]);
     float mean[kH] = {}, squares[kH] = {}, before = 0.0f;
-#pragma unroll 1
+#pragma unroll 2
     for (int part = 0; part < parts; ++part) {  // Chan et al. 1979: joins the parts one by one
       const Piece from = {first + part * stride, at.lane};
       float their_mean[kH], their_squares[kH];

@@ -50,12 +50,14 @@ inline void LaunchBatchSum(Stream& stream, const float* dbeta_u, const float* db
 
 // ---------------------------------------------------------------------------------------------------------
 
-// How often to divide `length` for blocks of which `resident` run at once: the fewest rounds times what each
-// takes, with `setup` more for a block.
-inline int64_t BestSplits(int64_t blocks, int64_t length, int64_t most, int64_t resident, int64_t setup) {
+// Into how many parts to divide `length`, for blocks of which `resident` run at once: the fewest rounds times
+// what each takes, with `setup` more for a block, and `join` for each part to put together.
+inline int64_t BestSplits(int64_t blocks, int64_t length, int64_t most, int64_t resident, int64_t setup,
+                          int64_t join) {
   int64_t best = 1, least = INT64_MAX;
   for (int64_t splits = 1; splits <= Least(most, length); ++splits) {
-    const int64_t cost = CeilDiv(blocks * splits, resident) * (CeilDiv(length, splits) + setup);
+    const int64_t cost =
+        CeilDiv(blocks * splits, resident) * (CeilDiv(length, splits) + setup) + splits * join;
     if (cost < least) least = cost, best = splits;
   }
   return best;
@@ -68,10 +70,11 @@ struct FixedPlan {
 };
 
 inline FixedPlan PlanFixed(const FixedInputs& in, int width, int64_t floats, int64_t resident) {
-  constexpr int64_t kMostSplits = 16, kSetup = 3, kStageBytes = 16 * 1024;
+  constexpr int64_t kMostSplits = 64, kSetup = 3, kJoin = 1, kStageBytes = 16 * 1024;
   const int64_t blocks = CeilDiv(in.tiles, kFixedThreads / kWarp), children = in.children;
   const int64_t most = Least(kMostSplits, Most(1, kPartialBytes / (in.tiles * floats * kFloat)));
-  const int64_t wanted = BestSplits(blocks, children, most, Most(1, resident * kMultiprocessors), kSetup);
+  const int64_t wanted =
+      BestSplits(blocks, children, most, Most(1, resident * kMultiprocessors), kSetup, kJoin);
   const int64_t per_split = CeilDiv(children, wanted), splits = CeilDiv(children, per_split);
   const int64_t child_bytes = width * kMatrixStride * kFloat;
   const int64_t stage = Least(per_split, kStageBytes / child_bytes);
@@ -90,13 +93,14 @@ struct FixedGradientPlan {
 };
 
 inline FixedGradientPlan PlanFixedGradient(const FixedInputs& in) {
-  constexpr int64_t kMostSplits = 64, kSetup = 2;
+  constexpr int64_t kMostSplits = 256, kSetup = 2, kJoin = 0;
   const int64_t rows = CeilDiv(in.children, kGradientChildren);  // of warps
   const int64_t warps = CeilDiv(rows, CeilDiv(rows, kGradientThreads / kWarp));
   const int64_t chunks = CeilDiv(rows, warps);
   const int64_t weight_bytes = int64_t{in.children} * in.parents * kH * kFloat;
   const int64_t most = Least(kMostSplits, Most(1, kPartialBytes / weight_bytes));
-  const int64_t per_split = CeilDiv(in.tiles, BestSplits(chunks, in.tiles, most, kMultiprocessors, kSetup));
+  const int64_t per_split =
+      CeilDiv(in.tiles, BestSplits(chunks, in.tiles, most, kMultiprocessors, kSetup, kJoin));
   FixedGradientPlan plan;
   plan.work = {static_cast<int>(chunks), static_cast<int>(CeilDiv(in.tiles, per_split)),
                static_cast<int>(per_split)};
