@@ -73,10 +73,11 @@ __device__ void AddIteration(const FixedInputs& in, const Tile<kWidth>& at, int 
           distances[c][n % 2] = fmaf(z[c][quad * 4 + n], deviation, distances[c][n % 2]);
         }
     }
-    const float constant = earlier[kConstantAt];
+    float logits[kGradientChildren];
 #pragma unroll
     for (int c = 0; c < kGradientChildren; ++c)
-      couplings[c] = Softmax<kWidth>(constant - (distances[c][0] + distances[c][1]), at.parent);
+      logits[c] = earlier[kConstantAt] - (distances[c][0] + distances[c][1]);
+    Softmax<kWidth>(logits, at.parent, couplings);
   }
   // The gradient of the log coupling is rho `gradient`, and its own in the vote rho `slope`.
   float slopes[kGradientChildren][kH], gradients[kGradientChildren][2] = {};
@@ -96,25 +97,30 @@ __device__ void AddIteration(const FixedInputs& in, const Tile<kWidth>& at, int 
         slopes[c][h] = fmaf(deviation, vs[n], inner);
       }
   }
-  const float logmass = now[kLogMassAt], dlog_coupling = adjoint[kDlogCouplingAt];
+  float rhos[kGradientChildren], dlogrs[kGradientChildren], totals[kGradientChildren];
+#pragma unroll
+  for (int c = 0; c < kGradientChildren; ++c) {
+    const float log_rho = couplings[c].log + all[c].log_activation - now[kLogMassAt];
+    rhos[c] = at.used ? Exp2(log_rho) : 0.0f;
+    dlogrs[c] = rhos[c] * (gradients[c][0] + gradients[c][1] + adjoint[kDlogCouplingAt]);
+    totals[c] = dlogrs[c];
+  }
+  ReduceEach<kWidth, Sum>(totals);
 #pragma unroll
   for (int c = 0; c < kGradientChildren; ++c) {
     VoteGradient& vote = all[c];
-    const float rho = at.used ? Exp2(couplings[c].log + vote.log_activation - logmass) : 0.0f;
-    const float dlogr = rho * (gradients[c][0] + gradients[c][1] + dlog_coupling);
-    const float total = ReduceLanes<kWidth, Sum>(dlogr);
-    const float dlogit = at.used ? fmaf(-couplings[c].value, total, dlogr) : 0.0f;
+    const float dlogit = at.used ? fmaf(-couplings[c].value, totals[c], dlogrs[c]) : 0.0f;
     if constexpr (kFirst) {
-      vote.dlog_activation = total;
+      vote.dlog_activation = totals[c];
       vote.dbias += dlogit;
 #pragma unroll
-      for (int h = 0; h < kH; ++h) vote.dvotes[h] = rho * slopes[c][h];
+      for (int h = 0; h < kH; ++h) vote.dvotes[h] = rhos[c] * slopes[c][h];
     } else {
-      vote.dlog_activation += total;
+      vote.dlog_activation += totals[c];
       const float dz = -2.0f * kLn2 * dlogit;
 #pragma unroll
       for (int h = 0; h < kH; ++h)
-        vote.dvotes[h] = fmaf(rho, slopes[c][h], fmaf(dz, z[c][h], vote.dvotes[h]));
+        vote.dvotes[h] = fmaf(rhos[c], slopes[c][h], fmaf(dz, z[c][h], vote.dvotes[h]));
     }
   }
 }
@@ -192,12 +198,12 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
         // The next pose is on its way while this one's gradient is reduced.
         LoadMatrix(in.poses + following.Child(in, min(i + c, in.children - 1)) * kH, poses[c]);
         ReduceScatter<kWidth>(rank, dpose);
-        if (!at.sample || i + c >= in.children) continue;
-        if (rank % kTwins == 0) {
+        const bool writes = at.sample && i + c < in.children;
+        if (writes && rank % kTwins == 0) {
 #pragma unroll
           for (int n = 0; n < kLeft; ++n) out.dposes[child * kH + rank * kH / kWidth + n] = dpose[n];
         }
-        if (out.dactivations && rank == 0) {
+        if (writes && out.dactivations && rank == 0) {
           const float activation = in.activations[child];
           out.dactivations[child] =
               activation > kActivationFloor ? votes[c].dlog_activation * Reciprocal(activation) : 0.0f;

@@ -122,24 +122,55 @@ struct PieceOut {
   }
 };
 
+// Reduces each of N values over a group; every lane gets the results. The shuffles of one step overlap.
+template <int kWidth, class Op, int N>
+__device__ void ReduceEach(float (&values)[N]) {
+#pragma unroll
+  for (int offset = kWidth / 2; offset > 0; offset >>= 1) {
+    float others[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) others[n] = __shfl_xor_sync(kAllLanes, values[n], offset);
+#pragma unroll
+    for (int n = 0; n < N; ++n) values[n] = Op::Of(values[n], others[n]);
+  }
+}
 template <int kWidth, class Op>
 __device__ float ReduceLanes(float value) {
-#pragma unroll
-  for (int offset = kWidth / 2; offset > 0; offset >>= 1)
-    value = Op::Of(value, __shfl_xor_sync(kAllLanes, value, offset));
-  return value;
+  float values[1] = {value};
+  ReduceEach<kWidth, Op>(values);
+  return values[0];
 }
 
 struct Coupling {
   float log, value;
 };
-// Softmax over a group, to the base 2. The maximum goes first, as in GroupLogSoftmax; lanes without a parent
-// repeat one, and do not change it.
+// Softmax over a group, to the base 2, of each of N logits. The maximum goes first, as in GroupLogSoftmax;
+// lanes without a parent repeat one, and do not change it.
+template <int kWidth, int N>
+__device__ void Softmax(const float (&logits)[N], bool parent, Coupling (&couplings)[N]) {
+  float largest[N], powers[N], sums[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) largest[n] = logits[n];
+  ReduceEach<kWidth, Maximum>(largest);
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    couplings[n].log = logits[n] - largest[n];
+    powers[n] = Exp2(couplings[n].log);
+    sums[n] = parent ? powers[n] : 0.0f;
+  }
+  ReduceEach<kWidth, Sum>(sums);
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    couplings[n].log -= Log2(sums[n]);
+    couplings[n].value = powers[n] * Reciprocal(sums[n]);
+  }
+}
 template <int kWidth>
 __device__ Coupling Softmax(float logit, bool parent) {
-  const float shifted = logit - ReduceLanes<kWidth, Maximum>(logit);
-  const float power = Exp2(shifted), sum = ReduceLanes<kWidth, Sum>(parent ? power : 0.0f);
-  return {shifted - Log2(sum), power * Reciprocal(sum)};
+  const float logits[1] = {logit};
+  Coupling coupling[1];
+  Softmax<kWidth>(logits, parent, coupling);
+  return coupling[0];
 }
 // Of the first iteration.
 template <int kWidth>
