@@ -3,7 +3,8 @@
 //
 // A tile is what one warp works on: `kGroups` samples of `kWidth` >= J lanes, a lane for each parent; lanes
 // without a parent or a sample repeat the last one and write nothing that is read. Everything that belongs to
-// a lane lies in the workspace as [tile][value][lane], so that a warp reads and writes whole lines:
+// a lane lies in the workspace as [tile][value][lane], of the arrays of 16 as [tile][quad][lane][4], so that a
+// warp reads and writes whole lines:
 //   state    mean, precision, scale [16 each], constant, logmass, loga, half
 //   adjoint  dmean, dvariance [16 each], dlogmass - sum over h of (variance - floor) dvariance
 // Logarithms of couplings are to the base 2, which is what the hardware has: precision = log2(e) / 2 /
@@ -29,9 +30,9 @@ constexpr int kConstantAt = kStateScalars, kLogMassAt = kStateScalars + 1,
 constexpr int kStateFloats = (kStateScalars + 4) * kWarp;
 constexpr int kDmean = 0, kDvariance = kH, kDlogCouplingAt = 2 * kH;
 constexpr int kAdjointFloats = (2 * kH + 1) * kWarp;
-constexpr int kMomentFloats = (2 * kH + 2) * kWarp;    // mean, squares [16 each], reference, weight
-constexpr int kStatistics = 2 * kH + 1;                // of a row of the statistics
-constexpr int kMatrixStride = kH + 4;  // the lanes of a quarter warp then meet no bank twice
+constexpr int kMomentFloats = (2 * kH + 2) * kWarp;  // mean, squares [16 each], reference, weight
+constexpr int kStatistics = 2 * kH + 1;              // of a row of the statistics
+constexpr int kMatrixStride = kH + 4;                // the lanes of a quarter warp then meet no bank twice
 
 // One instruction each, good to 2^-22; tiny results are 0.
 __device__ inline float Exp2(float x) {
