@@ -3,8 +3,8 @@
 //
 // A tile is what one warp works on: `kGroups` samples of `kWidth` >= J lanes, a lane for each parent; lanes
 // without a parent or a sample repeat the last one and write nothing that is read. Everything that belongs to
-// a lane lies in the workspace as [tile][value][lane], of the arrays of 16 as [tile][quad][lane][4], so that a
-// warp reads and writes whole lines:
+// a lane lies in the workspace as [tile][value][lane], the arrays of 16 as [tile][quad][lane][4]: a warp
+// reads and writes whole lines.
 //   state    mean, precision, scale [16 each], constant, logmass, loga, half
 //   adjoint  dmean, dvariance [16 each], dlogmass - sum over h of (variance - floor) dvariance
 // Logarithms of couplings are to the base 2, which is what the hardware has: precision = log2(e) / 2 /
