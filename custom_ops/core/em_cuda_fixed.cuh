@@ -188,12 +188,11 @@ struct FixedActivation {
   float inverse_temperatures[kStepsOfLaunch];  // of the iterations from that of the launch on
 };
 
-// The state of one lane, and exp(loga).
+// Stores the state of one lane, where states are wanted, and returns exp(loga).
 template <int kWidth>
-__device__ float StoreState(const FixedActivation& activation, const Tile<kWidth>& at,
-                            int step, const float (&mean)[kH], const float (&variance)[kH],
-                            float logmass, float* states) {
-  const PieceOut state = {states + int64_t{at.tile} * kStateFloats, at.lane};
+__device__ float StoreState(const FixedActivation& activation, const Tile<kWidth>& at, int step,
+                            const float (&mean)[kH], const float (&variance)[kH], float logmass,
+                            float* states) {
   float half = 0.0f, precision[kH], scale[kH];
 #pragma unroll
   for (int h = 0; h < kH; ++h) {
@@ -208,6 +207,8 @@ __device__ float StoreState(const FixedActivation& activation, const Tile<kWidth
     const float shifted = x - ReduceLanes<kWidth, Maximum>(x);
     loga = shifted - logf(ReduceLanes<kWidth, Sum>(at.parent ? expf(shifted) : 0.0f));
   }
+  if (!states) return expf(loga);
+  const PieceOut state = {states + int64_t{at.tile} * kStateFloats, at.lane};
   state.Store(kMean, mean);
   state.Store(kPrecision, precision);
   state.Store(kScale, scale);
@@ -218,7 +219,7 @@ __device__ float StoreState(const FixedActivation& activation, const Tile<kWidth
   return expf(loga);
 }
 
-// Statistics and states of one iteration from the parts; the outputs, if asked for.
+// Statistics of one iteration from the parts; the states or the outputs, if asked for.
 template <int kWidth>
 __global__ void __launch_bounds__(kWarp)
     FixedMomentsKernel(FixedInputs in, FixedActivation activation, const float* partial, int parts,

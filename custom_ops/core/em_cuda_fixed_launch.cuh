@@ -156,8 +156,8 @@ size_t ForwardFixed(const EmDims& dims, const EmArrays& arrays, float* outputs, 
     const bool last = step == dims.iterations - 1;
     stream->Launch(&FixedMomentsKernel<kWidth>, in.tiles, kWarp, kWarp * kStatistics * kFloat, in,
                    FixedActivationOf(dims, arrays, step), partial, plan.work.splits, dims.variance_floor,
-                   statistics + step * rows * kStatistics, states, last ? outputs : nullptr,
-                   last ? output_activations : nullptr);
+                   statistics + step * rows * kStatistics, last ? nullptr : states,
+                   last ? outputs : nullptr, last ? output_activations : nullptr);
   }
   return workspace.used;
 }
