@@ -148,6 +148,9 @@ __global__ void ActivationGradientKernel(const float* statistics, Activation act
 
 // ---------------------------------------------------------------------------------------------------------
 
+const float* Weighing(const EmDims& dims, const EmArrays& arrays) {
+  return dims.variant == EmVariant::kHinton2018 ? arrays.activations : nullptr;
+}
 Activation ActivationOf(const EmDims& dims, const EmArrays& arrays, int step) {
   return {arrays.beta_u, arrays.beta_a, dims.variant, dims.inverse_temperatures[step]};
 }

@@ -21,12 +21,12 @@ struct FixedWork {
 // Weights of `count` children, for all lanes of a group.
 template <int kWidth>
 __device__ void StageMatrices(const FixedInputs& in, int child, int count, float* shared) {
+  const float4* from = reinterpret_cast<const float4*>(in.weights + int64_t{child} * in.parents * kH);
   __syncthreads();  // nobody reads the previous children any more
   for (int n = threadIdx.x; n < count * kWidth * 4; n += kFixedThreads) {
-    const int row = n / 4, j = min(row % kWidth, in.parents - 1);
-    reinterpret_cast<float4*>(shared + row * kMatrixStride)[n % 4] =
-        reinterpret_cast<const float4*>(
-            in.weights + (int64_t{child + row / kWidth} * in.parents + j) * kH)[n % 4];
+    const int row = n / 4, quad = n % 4, j = min(row % kWidth, in.parents - 1);
+    reinterpret_cast<float4*>(shared + row * kMatrixStride)[quad] =
+        from[(row / kWidth * in.parents + j) * 4 + quad];
   }
   __syncthreads();
 }
@@ -38,8 +38,8 @@ __device__ void EachChild(const FixedInputs& in, const FixedWork& work, const Ti
   const int begin = split * work.children_per_split;
   const int end = min(begin + work.children_per_split, in.children);
   const float* next = in.poses + at.Child(in, begin) * kH;
-  const float* next_activation = in.activations ? in.activations + at.Child(in, begin) : nullptr;
-  float pose[kH], activation = next_activation ? *next_activation : 1.0f;
+  const float* next_activation = in.activations + at.Child(in, begin);
+  float pose[kH], activation = *next_activation;
   LoadMatrix(next, pose);
   for (int child = begin; child < end; child += work.stage) {
     const int count = min(work.stage, end - child);
@@ -50,11 +50,11 @@ __device__ void EachChild(const FixedInputs& in, const FixedWork& work, const Ti
       float w[kH], votes[kH];
       LoadMatrix(matrix, w);
       Multiply(pose, w, votes);
-      const float log_activation = LogActivation(activation);
+      const float log_activation = in.LogActivation(activation);
       if (i + 1 < end) {
         next += kH;
         LoadMatrix(next, pose);
-        if (next_activation) activation = *++next_activation;
+        activation = *++next_activation;
       }
       visit(votes, log_activation, i);
     }
@@ -180,18 +180,19 @@ __global__ void __launch_bounds__(kFixedThreads, kAdjointBlocks)
 // ---------------------------------------------------------------------------------------------------------
 // Small passes: a lane has one parent of one sample, a block one tile.
 
+constexpr int kStepsOfLaunch = 8;
+
 struct FixedActivation {
   const float *beta_u, *beta_a;
   EmVariant variant;
-  float inverse_temperature;
+  float inverse_temperatures[kStepsOfLaunch];  // of the iterations from that of the launch on
 };
 
-// The state of one lane, and exp(loga).
+// Stores the state of one lane, where states are wanted, and returns exp(loga).
 template <int kWidth>
-__device__ float StoreState(const FixedActivation& activation, const Tile<kWidth>& at,
+__device__ float StoreState(const FixedActivation& activation, const Tile<kWidth>& at, int step,
                             const float (&mean)[kH], const float (&variance)[kH], float logmass,
                             float* states) {
-  const PieceOut state = {states + int64_t{at.tile} * kStateFloats, at.lane};
   float half = 0.0f, precision[kH], scale[kH];
 #pragma unroll
   for (int h = 0; h < kH; ++h) {
@@ -200,12 +201,14 @@ __device__ float StoreState(const FixedActivation& activation, const Tile<kWidth
     scale[h] = sqrtf(precision[h]);
   }
   const float cost = expf(logmass) * (activation.beta_u[at.j] + half);
-  const float x = activation.inverse_temperature * (activation.beta_a[at.j] - cost);
+  const float x = activation.inverse_temperatures[step] * (activation.beta_a[at.j] - cost);
   float loga = fminf(x, 0.0f) - log1pf(expf(-fabsf(x)));
   if (activation.variant == EmVariant::kArticle) {
     const float shifted = x - ReduceLanes<kWidth, Maximum>(x);
     loga = shifted - logf(ReduceLanes<kWidth, Sum>(at.parent ? expf(shifted) : 0.0f));
   }
+  if (!states) return expf(loga);
+  const PieceOut state = {states + int64_t{at.tile} * kStateFloats, at.lane};
   state.Store(kMean, mean);
   state.Store(kPrecision, precision);
   state.Store(kScale, scale);
@@ -216,7 +219,7 @@ __device__ float StoreState(const FixedActivation& activation, const Tile<kWidth
   return expf(loga);
 }
 
-// Statistics and states of one iteration from the parts; the outputs, if asked for.
+// Statistics of one iteration from the parts; the states or the outputs, if asked for.
 template <int kWidth>
 __global__ void __launch_bounds__(kWarp)
     FixedMomentsKernel(FixedInputs in, FixedActivation activation, const float* partial, int parts,
@@ -231,7 +234,7 @@ __global__ void __launch_bounds__(kWarp)
     for (int part = 0; part < parts; ++part)
       largest = fmaxf(largest, Piece{first + part * stride, at.lane}[2 * kH]);
     float mean[kH] = {}, squares[kH] = {}, before = 0.0f;
-#pragma unroll 1
+#pragma unroll 2
     for (int part = 0; part < parts; ++part) {  // Chan et al. 1979: joins the parts one by one
       const Piece from = {first + part * stride, at.lane};
       float their_mean[kH], their_squares[kH];
@@ -250,7 +253,7 @@ __global__ void __launch_bounds__(kWarp)
     const float logmass = kLn2 * (largest + log2f(before)), per_weight = 1.0f / before;
 #pragma unroll
     for (int h = 0; h < kH; ++h) squares[h] = fmaf(squares[h], per_weight, floor);
-    const float parent_activation = StoreState(activation, at, mean, squares, logmass, states);
+    const float parent_activation = StoreState(activation, at, 0, mean, squares, logmass, states);
     // The rows of a tile lie behind each other: by way of shared memory they are written in whole lines.
     const int64_t row = int64_t{tile} * at.kGroups * in.parents;
     const int local = at.lane / kWidth * in.parents + at.j;
@@ -273,24 +276,27 @@ __global__ void __launch_bounds__(kWarp)
   }
 }
 
-// States of one iteration from its statistics.
+// States of some iterations from their statistics.
 template <int kWidth>
 __global__ void __launch_bounds__(kWarp)
-    FixedStatesKernel(FixedInputs in, FixedActivation activation, const float* statistics, float* states) {
+    FixedStatesKernel(FixedInputs in, FixedActivation activation, int steps, const float* statistics,
+                      float* states) {
   TFINV_SHARED(shared);
-  for (int tile = blockIdx.x; tile < in.tiles; tile += gridDim.x) {
+  for (int64_t unit = blockIdx.x; unit < int64_t{in.tiles} * steps; unit += gridDim.x) {
+    const int step = static_cast<int>(unit / in.tiles), tile = static_cast<int>(unit % in.tiles);
     const Tile<kWidth> at(in, tile);
-    const int64_t row = int64_t{tile} * at.kGroups * in.parents;
-    const int rows = min(at.kGroups, in.batch - tile * at.kGroups) * in.parents;
+    const int64_t first = int64_t{tile} * at.kGroups * in.parents;
+    const int floats = min(at.kGroups, in.batch - tile * at.kGroups) * in.parents * kStatistics;
+    const float* from = statistics + (int64_t{step} * in.batch * in.parents + first) * kStatistics;
 #pragma unroll 8
-    for (int n = threadIdx.x; n < rows * kStatistics; n += kWarp)
-      shared[n] = statistics[row * kStatistics + n];
+    for (int n = threadIdx.x; n < floats; n += kWarp) shared[n] = from[n];
     __syncthreads();
-    const float* own = shared + (at.Row(in) - row) * kStatistics;
+    const float* own = shared + (at.Row(in) - first) * kStatistics;
     float mean[kH], variance[kH];
 #pragma unroll
     for (int h = 0; h < kH; ++h) mean[h] = own[h], variance[h] = own[kH + h];
-    StoreState(activation, at, mean, variance, own[2 * kH], states);
+    StoreState(activation, at, step, mean, variance, own[2 * kH],
+               states + int64_t{step} * in.tiles * kStateFloats);
     __syncthreads();
   }
 }
@@ -335,7 +341,7 @@ __global__ void __launch_bounds__(kWarp)
     const bool article = activation.variant == EmVariant::kArticle;
     float dx = -dloga * expm1f(loga);
     if (article) dx = dloga - expf(loga) * ReduceLanes<kWidth, Sum>(at.parent ? dloga : 0.0f);
-    const float dlinear = activation.inverse_temperature * dx;
+    const float dlinear = activation.inverse_temperatures[0] * dx;
     const float dcost = -dlinear * exp2f(state[kLogMassAt]);
     float dlog_coupling = dcost * (activation.beta_u[at.j] + state[kHalfAt]);
 #pragma unroll

@@ -14,9 +14,6 @@ struct EmArrays {
   const float *poses, *activations, *weights, *beta_u, *beta_a, *bias;
 };
 
-inline const float* Weighing(const EmDims& dims, const EmArrays& arrays) {
-  return dims.variant == EmVariant::kHinton2018 ? arrays.activations : nullptr;
-}
 struct EmOutputGradients {
   const float *statistics, *doutputs, *doutput_activations;
   float *dbeta_u, *dbeta_a;
@@ -53,12 +50,14 @@ inline void LaunchBatchSum(Stream& stream, const float* dbeta_u, const float* db
 
 // ---------------------------------------------------------------------------------------------------------
 
-// How often to divide `length` for blocks of which `resident` run at once: the fewest rounds times what each
-// takes, with `setup` more for a block.
-inline int64_t BestSplits(int64_t blocks, int64_t length, int64_t most, int64_t resident, int64_t setup) {
+// Into how many parts to divide `length`, for blocks of which `resident` run at once: the fewest rounds times
+// what each takes, with `setup` more for a block, and `join` for each part to put together.
+inline int64_t BestSplits(int64_t blocks, int64_t length, int64_t most, int64_t resident, int64_t setup,
+                          int64_t join) {
   int64_t best = 1, least = INT64_MAX;
   for (int64_t splits = 1; splits <= Least(most, length); ++splits) {
-    const int64_t cost = CeilDiv(blocks * splits, resident) * (CeilDiv(length, splits) + setup);
+    const int64_t cost =
+        CeilDiv(blocks * splits, resident) * (CeilDiv(length, splits) + setup) + splits * join;
     if (cost < least) least = cost, best = splits;
   }
   return best;
@@ -71,10 +70,11 @@ struct FixedPlan {
 };
 
 inline FixedPlan PlanFixed(const FixedInputs& in, int width, int64_t floats, int64_t resident) {
-  constexpr int64_t kMostSplits = 16, kSetup = 3, kStageBytes = 16 * 1024;
+  constexpr int64_t kMostSplits = 64, kSetup = 3, kJoin = 1, kStageBytes = 16 * 1024;
   const int64_t blocks = CeilDiv(in.tiles, kFixedThreads / kWarp), children = in.children;
   const int64_t most = Least(kMostSplits, Most(1, kPartialBytes / (in.tiles * floats * kFloat)));
-  const int64_t wanted = BestSplits(blocks, children, most, Most(1, resident * kMultiprocessors), kSetup);
+  const int64_t wanted =
+      BestSplits(blocks, children, most, Most(1, resident * kMultiprocessors), kSetup, kJoin);
   const int64_t per_split = CeilDiv(children, wanted), splits = CeilDiv(children, per_split);
   const int64_t child_bytes = width * kMatrixStride * kFloat;
   const int64_t stage = Least(per_split, kStageBytes / child_bytes);
@@ -93,12 +93,14 @@ struct FixedGradientPlan {
 };
 
 inline FixedGradientPlan PlanFixedGradient(const FixedInputs& in) {
-  constexpr int64_t kMostSplits = 64, kSetup = 2;
-  const int64_t warps = CeilDiv(in.children, CeilDiv(in.children, kGradientThreads / kWarp));
-  const int64_t chunks = CeilDiv(in.children, warps);
+  constexpr int64_t kMostSplits = 256, kSetup = 2, kJoin = 0;
+  const int64_t rows = CeilDiv(in.children, kGradientChildren);  // of warps
+  const int64_t warps = CeilDiv(rows, CeilDiv(rows, kGradientThreads / kWarp));
+  const int64_t chunks = CeilDiv(rows, warps);
   const int64_t weight_bytes = int64_t{in.children} * in.parents * kH * kFloat;
   const int64_t most = Least(kMostSplits, Most(1, kPartialBytes / weight_bytes));
-  const int64_t per_split = CeilDiv(in.tiles, BestSplits(chunks, in.tiles, most, kMultiprocessors, kSetup));
+  const int64_t per_split =
+      CeilDiv(in.tiles, BestSplits(chunks, in.tiles, most, kMultiprocessors, kSetup, kJoin));
   FixedGradientPlan plan;
   plan.work = {static_cast<int>(chunks), static_cast<int>(CeilDiv(in.tiles, per_split)),
                static_cast<int>(per_split)};
@@ -121,14 +123,18 @@ inline FixedInputs FixedOf(const EmDims& dims, const EmArrays& arrays, int width
           static_cast<int>(dims.children),
           static_cast<int>(dims.parents),
           static_cast<int>(CeilDiv(dims.batch, kWarp / width)),
+          dims.variant == EmVariant::kHinton2018,
           std::log2(static_cast<float>(dims.parents)),
           arrays.poses,
-          Weighing(dims, arrays),
+          arrays.activations,
           arrays.weights,
           arrays.bias};
 }
 inline FixedActivation FixedActivationOf(const EmDims& dims, const EmArrays& arrays, int step) {
-  return {arrays.beta_u, arrays.beta_a, dims.variant, dims.inverse_temperatures[step]};
+  FixedActivation activation = {arrays.beta_u, arrays.beta_a, dims.variant, {}};
+  for (int n = 0; n < kStepsOfLaunch && step + n < dims.iterations; ++n)
+    activation.inverse_temperatures[n] = dims.inverse_temperatures[step + n];
+  return activation;
 }
 
 template <int kWidth>
@@ -150,8 +156,8 @@ size_t ForwardFixed(const EmDims& dims, const EmArrays& arrays, float* outputs, 
     const bool last = step == dims.iterations - 1;
     stream->Launch(&FixedMomentsKernel<kWidth>, in.tiles, kWarp, kWarp * kStatistics * kFloat, in,
                    FixedActivationOf(dims, arrays, step), partial, plan.work.splits, dims.variance_floor,
-                   statistics + step * rows * kStatistics, states, last ? outputs : nullptr,
-                   last ? output_activations : nullptr);
+                   statistics + step * rows * kStatistics, last ? nullptr : states,
+                   last ? outputs : nullptr, last ? output_activations : nullptr);
   }
   return workspace.used;
 }
@@ -178,10 +184,11 @@ size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputG
   if (!stream) return workspace.used;
 
   const float* none = nullptr;
-  for (int step = 0; step < R; ++step)
-    stream->Launch(&FixedStatesKernel<kWidth>, in.tiles, kWarp, kWarp * kStatistics * kFloat, in,
-                   FixedActivationOf(dims, arrays, step), given.statistics + step * rows * kStatistics,
-                   states + step * state_step);
+  for (int step = 0; step < R; step += kStepsOfLaunch)
+    stream->Launch(&FixedStatesKernel<kWidth>, int64_t{in.tiles} * Least(kStepsOfLaunch, R - step), kWarp,
+                   kWarp * kStatistics * kFloat, in, FixedActivationOf(dims, arrays, step),
+                   static_cast<int>(Least(kStepsOfLaunch, R - step)),
+                   given.statistics + step * rows * kStatistics, states + step * state_step);
   for (int step = R - 1; step >= 0; --step) {
     float *state = states + step * state_step, *adjoint = adjoints + step * adjoint_step;
     stream->Launch(&FixedAdjointKernel<kWidth>, in.tiles, kWarp, 0, in, FixedActivationOf(dims, arrays, step),
@@ -195,7 +202,8 @@ size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputG
   Gradients target = out;
   if (splits > 1) target.dweights = dweights;
   if (splits > 1 && out.dbias) target.dbias = dbias;
-  stream->Launch(&FixedGradientKernel<kWidth>, gradient.Blocks(), gradient.threads, 0, in,
+  const auto gradients = R > 2 ? &FixedGradientKernel<kWidth, true> : &FixedGradientKernel<kWidth, false>;
+  stream->Launch(gradients, gradient.Blocks(), gradient.threads, 0, in,
                  gradient.work, R, states, adjoints, target);
   if (splits == 1) return workspace.used;
   LaunchSumParts(*stream, dweights, splits, weights, out.dweights);

@@ -3,7 +3,8 @@
 //
 // A tile is what one warp works on: `kGroups` samples of `kWidth` >= J lanes, a lane for each parent; lanes
 // without a parent or a sample repeat the last one and write nothing that is read. Everything that belongs to
-// a lane lies in the workspace as [tile][value][lane], so that a warp reads and writes whole lines:
+// a lane lies in the workspace as [tile][value][lane], the arrays of 16 as [tile][quad][lane][4]: a warp
+// reads and writes whole lines.
 //   state    mean, precision, scale [16 each], constant, logmass, loga, half
 //   adjoint  dmean, dvariance [16 each], dlogmass - sum over h of (variance - floor) dvariance
 // Logarithms of couplings are to the base 2, which is what the hardware has: precision = log2(e) / 2 /
@@ -27,9 +28,9 @@ constexpr int kConstantAt = kStateScalars, kLogMassAt = kStateScalars + 1,
 constexpr int kStateFloats = (kStateScalars + 4) * kWarp;
 constexpr int kDmean = 0, kDvariance = kH, kDlogCouplingAt = 2 * kH;
 constexpr int kAdjointFloats = (2 * kH + 1) * kWarp;
-constexpr int kMomentFloats = (2 * kH + 2) * kWarp;    // mean, squares [16 each], reference, weight
-constexpr int kStatistics = 2 * kH + 1;                // of a row of the statistics
-constexpr int kMatrixStride = kH + 4;  // the lanes of a quarter warp then meet no bank twice
+constexpr int kMomentFloats = (2 * kH + 2) * kWarp;  // mean, squares [16 each], reference, weight
+constexpr int kStatistics = 2 * kH + 1;              // of a row of the statistics
+constexpr int kMatrixStride = kH + 4;                // the lanes of a quarter warp then meet no bank twice
 
 // One instruction each, good to 2^-22; tiny results are 0.
 __device__ inline float Exp2(float x) {
@@ -62,10 +63,13 @@ __device__ inline float Reciprocal(float x) {
 
 struct FixedInputs {
   int batch, children, parents, tiles;
+  bool weighing;      // do activations weigh the children? Not in the article's variant
   float log_parents;  // to the base 2
   const float *poses, *activations, *weights, *bias;
 
-  __device__ float Activation(int64_t at) const { return activations ? activations[at] : 1.0f; }
+  __device__ float LogActivation(float activation) const {
+    return weighing ? Log2(fmaxf(activation, kActivationFloor)) : 0.0f;
+  }
 };
 
 template <int kWidth>
@@ -117,24 +121,55 @@ struct PieceOut {
   }
 };
 
+// Reduces each of N values over a group; every lane gets the results. The shuffles of one step overlap.
+template <int kWidth, class Op, int N>
+__device__ void ReduceEach(float (&values)[N]) {
+#pragma unroll
+  for (int offset = kWidth / 2; offset > 0; offset >>= 1) {
+    float others[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) others[n] = __shfl_xor_sync(kAllLanes, values[n], offset);
+#pragma unroll
+    for (int n = 0; n < N; ++n) values[n] = Op::Of(values[n], others[n]);
+  }
+}
 template <int kWidth, class Op>
 __device__ float ReduceLanes(float value) {
-#pragma unroll
-  for (int offset = kWidth / 2; offset > 0; offset >>= 1)
-    value = Op::Of(value, __shfl_xor_sync(kAllLanes, value, offset));
-  return value;
+  float values[1] = {value};
+  ReduceEach<kWidth, Op>(values);
+  return values[0];
 }
 
 struct Coupling {
   float log, value;
 };
-// Softmax over a group, to the base 2. The maximum goes first, as in GroupLogSoftmax; lanes without a parent
-// repeat one, and do not change it.
+// Softmax over a group, to the base 2, of each of N logits. The maximum goes first, as in GroupLogSoftmax;
+// lanes without a parent repeat one, and do not change it.
+template <int kWidth, int N>
+__device__ void Softmax(const float (&logits)[N], bool parent, Coupling (&couplings)[N]) {
+  float largest[N], powers[N], sums[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) largest[n] = logits[n];
+  ReduceEach<kWidth, Maximum>(largest);
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    couplings[n].log = logits[n] - largest[n];
+    powers[n] = Exp2(couplings[n].log);
+    sums[n] = parent ? powers[n] : 0.0f;
+  }
+  ReduceEach<kWidth, Sum>(sums);
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    couplings[n].log -= Log2(sums[n]);
+    couplings[n].value = powers[n] * Reciprocal(sums[n]);
+  }
+}
 template <int kWidth>
 __device__ Coupling Softmax(float logit, bool parent) {
-  const float shifted = logit - ReduceLanes<kWidth, Maximum>(logit);
-  const float power = Exp2(shifted), sum = ReduceLanes<kWidth, Sum>(parent ? power : 0.0f);
-  return {shifted - Log2(sum), power * Reciprocal(sum)};
+  const float logits[1] = {logit};
+  Coupling coupling[1];
+  Softmax<kWidth>(logits, parent, coupling);
+  return coupling[0];
 }
 // Of the first iteration.
 template <int kWidth>
@@ -159,7 +194,6 @@ __device__ inline void Multiply(const float (&pose)[kH], const float (&w)[kH], f
                               fmaf(pose[r * 4 + 1], w[4 + c],
                                    fmaf(pose[r * 4 + 2], w[8 + c], pose[r * 4 + 3] * w[12 + c])));
 }
-__device__ inline float LogActivation(float activation) { return Log2(fmaxf(activation, kActivationFloor)); }
 
 }  // namespace cuda
 }  // namespace tfinv

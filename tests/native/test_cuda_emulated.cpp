@@ -121,6 +121,8 @@ const int kEm[][5] = {
     {3, 7, 16, 4, 2}, {5, 3, 10, 4, 3}, {1, 1, 1, 4, 1},  {2, 5, 32, 4, 2}, {2, 3, 33, 4, 3},
     {1, 3, 70, 4, 2}, {9, 4, 2, 4, 5},  {3, 5, 3, 1, 2},  {2, 4, 40, 2, 2}, {5, 6, 4, 3, 3},
     {2, 2, 5, 5, 2},  {0, 2, 3, 4, 2},  {1, 2, 32, 9, 2}, {40, 2, 5, 4, 2},
+    // Several stages of weights and chunks of children; more iterations than states of a launch.
+    {2, 40, 17, 4, 2}, {3, 3, 6, 4, 9},
 };
 
 int every = 1;  // only each so many of the problems, to save time under a sanitizer
