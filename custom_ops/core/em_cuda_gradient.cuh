@@ -19,6 +19,22 @@ struct FixedGradientWork {
   int chunks, splits, tiles_per_split;  // chunks of the children of a block
 };
 
+// Asks for the lines of the first two arrays of a state, and of those of an adjoint, of all iterations: all
+// warps of the block together.
+__device__ inline void FetchTile(const float* state, const float* adjoint, int64_t state_step,
+                                 int64_t adjoint_step, int iterations) {
+  static_assert(kMean + kPrecision + kDmean + kDvariance == 2 * kH, "the first two arrays are read");
+  for (int n = threadIdx.x / kWarp; n < 2 * iterations; n += blockDim.x / kWarp) {
+    const float* arrays = n % 2 ? adjoint + n / 2 * adjoint_step : state + n / 2 * state_step;
+    const float* line = arrays + threadIdx.x % kWarp * kWarp;  // 32 lines of 32 floats
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(line));
+#else
+    (void)line;
+#endif
+  }
+}
+
 // Sums 16 values over the lanes of a group; a lane is left with those from 16 rank / kWidth on.
 template <int kWidth>
 __device__ void ReduceScatter(int rank, float (&x)[kH]) {
@@ -156,6 +172,9 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
 #pragma unroll 1
     for (int tile = tile_begin; tile < tile_end; ++tile) {
       const Tile<kWidth> at(in, tile), following(in, min(tile + 1, tile_end - 1));
+      if (tile + 1 < tile_end)
+        FetchTile(state.base + kStateFloats, adjoint.base + kAdjointFloats, state_step, adjoint_step,
+                  iterations);
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         const int64_t child = at.Child(in, min(i + c, in.children - 1));
