@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from gpu_routing_peers import (
+    PEERS,
     TIMED,
     TIMED_SMALL,
     Case,
@@ -35,7 +36,7 @@ from gpu_routing_peers import (
     factors_of,
     fused,
     parity_cases,
-    torch_form,
+    peers_of,
     votes_form,
 )
 
@@ -49,7 +50,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # be ill-conditioned: then so many times what the votes form loses in float32, or what rounding the inputs
 # changes, is granted.
 PARITY, CONDITIONED, PEERS_AGREE = 2e-5, 16.0, 1e-3
-PEERS = ("fused", "xla", "xla-tf32", "torch.compile")
 
 
 def distance(found, truth) -> float:
@@ -152,64 +152,6 @@ def sanitize(arguments: argparse.Namespace) -> list[dict]:
 
 
 # Timing
-
-
-def jax_peer(case: Case, route: Callable, device, backward: bool) -> tuple[Callable, Callable]:
-    """(Starts a call, waits for what it returned) of a jitted routing."""
-    import jax
-
-    arrays = [jax.device_put(value, device) for value in arrays_of(case)]
-    factors = [jax.device_put(value, device) for value in factors_of(case)]
-    function = both_ways(route) if backward else (lambda arrays, _: route(*arrays))
-    compiled = jax.jit(function).lower(arrays, factors).compile()
-    return lambda: compiled(arrays, factors), jax.block_until_ready
-
-
-def torch_peer(case: Case, device: str, backward: bool) -> tuple[Callable, Callable]:
-    import torch
-
-    torch.set_float32_matmul_precision("highest")
-    arrays = [torch.tensor(value, device=device, requires_grad=backward) for value in arrays_of(case)]
-    factors = [torch.tensor(value, device=device) for value in factors_of(case)]
-    compiled = torch.compile(torch_form(case))
-
-    def start():
-        outputs = compiled(*arrays)
-        return [*outputs, *torch.autograd.grad(outputs, arrays, factors)] if backward else outputs
-
-    def wait(values):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return values
-
-    return start, wait
-
-
-def peers_of(case: Case, device, backward: bool, only: str = "") -> dict:
-    import jax
-
-    def xla(precision):
-        def route(*values):
-            with jax.default_matmul_precision(precision):
-                return votes_form(case)(*values)
-
-        return lambda: jax_peer(case, route, device, backward)
-
-    makers = {
-        "fused": lambda: jax_peer(case, fused(case), device, backward),
-        "xla": xla("highest"),
-        "xla-tf32": xla("default"),
-        "torch.compile": lambda: torch_peer(case, "cpu" if device.platform == "cpu" else "cuda", backward),
-    }
-    peers = {}
-    for name, make in makers.items():
-        if only and name != only:
-            continue
-        try:
-            peers[name] = make()
-        except ImportError as error:
-            print(f"{name} is left out: {error}")
-    return peers
 
 
 def operations(case: Case, backward: bool) -> float:

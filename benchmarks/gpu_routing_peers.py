@@ -189,3 +189,65 @@ def both_ways(route: Callable) -> Callable:
         return [*outputs, *backward(list(factors))]
 
     return run
+
+
+# Peers: (starts a call, waits for what it returned)
+
+PEERS = ("fused", "xla", "xla-tf32", "torch.compile")
+
+
+def jax_peer(case: Case, route: Callable, device, backward: bool) -> tuple[Callable, Callable]:
+    import jax
+
+    arrays = [jax.device_put(value, device) for value in arrays_of(case)]
+    factors = [jax.device_put(value, device) for value in factors_of(case)]
+    function = both_ways(route) if backward else (lambda arrays, _: route(*arrays))
+    compiled = jax.jit(function).lower(arrays, factors).compile()
+    return lambda: compiled(arrays, factors), jax.block_until_ready
+
+
+def torch_peer(case: Case, device: str, backward: bool) -> tuple[Callable, Callable]:
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    arrays = [torch.tensor(value, device=device, requires_grad=backward) for value in arrays_of(case)]
+    factors = [torch.tensor(value, device=device) for value in factors_of(case)]
+    compiled = torch.compile(torch_form(case))
+
+    def start():
+        outputs = compiled(*arrays)
+        return [*outputs, *torch.autograd.grad(outputs, arrays, factors)] if backward else outputs
+
+    def wait(values):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return values
+
+    return start, wait
+
+
+def peers_of(case: Case, device, backward: bool, only: str = "") -> dict:
+    import jax
+
+    def xla(precision):
+        def route(*values):
+            with jax.default_matmul_precision(precision):
+                return votes_form(case)(*values)
+
+        return lambda: jax_peer(case, route, device, backward)
+
+    makers = {
+        "fused": lambda: jax_peer(case, fused(case), device, backward),
+        "xla": xla("highest"),
+        "xla-tf32": xla("default"),
+        "torch.compile": lambda: torch_peer(case, "cpu" if device.platform == "cpu" else "cuda", backward),
+    }
+    peers = {}
+    for name, make in makers.items():
+        if only and name != only:
+            continue
+        try:
+            peers[name] = make()
+        except ImportError as error:
+            print(f"{name} is left out: {error}")
+    return peers

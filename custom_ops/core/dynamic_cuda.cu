@@ -5,87 +5,12 @@
 //   dsums_t = squash backward of dv_t;  dlogr_t[i,j] = coupling_t[i,j] * votes[i,j] . dsums_t[j]
 //   dV_t[j] = sum over i of dlogits_t[i,j] votes[i,j];  dv_{t-1} = sum over later t of dV_t
 //   dvotes[i,j] = sum over t of coupling_t[i,j] dsums_t[j] + dlogits_t[i,j] V_t[j]
-#include "dynamic_tiles.cuh"
+#include "dynamic_cuda_passes.cuh"
+#include "dynamic_cuda_steps.cuh"
 
 namespace tfinv {
 namespace cuda {
 namespace {
-
-struct DynamicData {
-  const float *agreements, *dsums;  // V_t and dsums_t [R, B, J, D], or V_t of the current step alone
-  int64_t step_stride;
-};
-
-template <class V>
-struct DynamicRoute {
-  using Kind = V;
-  using Data = DynamicData;
-  static constexpr bool kBackward = false;
-  static constexpr int kSamples = V::kSamples, kSums = V::kVote;
-  Vector<V::kVote> agreement;
-
-  __device__ void Load(const Inputs<V>& in, const Data& data, int64_t b, int j, int step) {
-    if (step > 0)
-      agreement.Load(data.agreements + step * data.step_stride + (b * in.parents + j) * in.kind.Vote());
-  }
-  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j,
-                         int step) const {
-    float logit = in.Bias(i, j);
-    if (step == 0) return logit;
-#pragma unroll
-    for (int d = 0; d < in.kind.Vote(); ++d) logit = fmaf(votes[d], agreement[d], logit);
-    return logit;
-  }
-  __device__ void Begin(const Inputs<V>&, Sums<kSums>&) const {}
-  __device__ void Accumulate(const Inputs<V>& in, const Data&, const typename V::Votes& votes, float logr,
-                             int64_t, int64_t, Sums<kSums>& sums) const {
-    const float coupling = expf(logr);
-#pragma unroll
-    for (int d = 0; d < in.kind.Vote(); ++d) sums[d] = fmaf(coupling, votes[d], sums[d]);
-  }
-};
-
-template <class V>
-struct DynamicAdjoint {
-  using Kind = V;
-  using Data = DynamicData;
-  static constexpr bool kBackward = true, kBiasInEveryStep = true;
-  static constexpr int kSamples = V::kSamples, kSums = V::kVote;
-  DynamicRoute<V> route;
-  Vector<V::kVote> dsum;
-
-  __device__ void Load(const Inputs<V>& in, const Data& data, int64_t b, int j, int step) {
-    route.Load(in, data, b, j, step);
-    dsum.Load(data.dsums + step * data.step_stride + (b * in.parents + j) * in.kind.Vote());
-  }
-  __device__ float Logit(const Inputs<V>& in, const typename V::Votes& votes, int64_t i, int j,
-                         int step) const {
-    return route.Logit(in, votes, i, j, step);
-  }
-  __device__ float LogCouplingGradient(const Inputs<V>& in, const Data&, const typename V::Votes& votes,
-                                       float logr, int64_t, int64_t) const {
-    float dcoupling = 0.0f;
-#pragma unroll
-    for (int d = 0; d < in.kind.Vote(); ++d) dcoupling = fmaf(votes[d], dsum[d], dcoupling);
-    return expf(logr) * dcoupling;
-  }
-  __device__ void Begin(const Inputs<V>&, Sums<kSums>&) const {}
-  __device__ void Accumulate(const Inputs<V>& in, const typename V::Votes& votes, float dlogit,
-                             Sums<kSums>& sums) const {
-#pragma unroll
-    for (int d = 0; d < in.kind.Vote(); ++d) sums[d] = fmaf(dlogit, votes[d], sums[d]);
-  }
-  __device__ void AddVoteGradient(const Inputs<V>& in, const typename V::Votes&, float logr, float dlogit,
-                                  int step, Sums<V::kVote>& dvotes) const {
-    const float coupling = expf(logr);
-#pragma unroll
-    for (int d = 0; d < in.kind.Vote(); ++d) {
-      dvotes[d] = fmaf(coupling, dsum[d], dvotes[d]);
-      if (step > 0) dvotes[d] = fmaf(dlogit, route.agreement[d], dvotes[d]);
-    }
-  }
-  __device__ static float ActivationGradient(const Data&, int64_t, float) { return 0.0f; }
-};
 
 // ---------------------------------------------------------------------------------------------------------
 // Small passes over [B, J, D].
@@ -101,7 +26,7 @@ struct Squash {
   }
 };
 
-// partial[part, at] summed over the parts: each warp of the block sums some, and the first one, in order, all.
+// partial[part, at] summed over the parts: each warp of the block sums some, the first one, in order, all.
 // The others get nothing of use. All threads must call it; `at` is that of the lane, or negative for none.
 __device__ inline float SumPartsOfBlock(const float* partial, int64_t parts, int64_t count, int64_t at,
                                         float* shared) {
@@ -171,8 +96,8 @@ __global__ void AgreementsKernel(const float* sums, int iterations, int64_t rows
   }
 }
 
-// dparents += dV, from the partial sums of the later iteration; of the last iteration they are doutputs, which
-// reach the earlier ones through V alone. dsums = squash backward of that.
+// dparents += dV, from the partial sums of the later iteration; of the last iteration they are doutputs,
+// which reach the earlier ones through V alone. dsums = squash backward of that.
 __global__ void SquashGradientKernel(Lanes lanes, const float* partial, int64_t parts, int64_t rows, int size,
                                      const float* sums, float* dparents, float* dsums, RowLayout layout,
                                      bool last) {
@@ -298,7 +223,8 @@ size_t Forward(const DynamicDims& dims, const V& kind, const float* poses, const
     LaunchNormaliser<Step, false>(*stream, passes.in, data, step, normalisers);
     passes.template Accumulate<Step>(*stream, data, step, normalisers, partial);
     stream->Launch(&SquashKernel, passes.RowGroups(), kMaxThreads, kMaxThreads * kFloat,
-                   passes.ComponentLanes(), partial, passes.Splits(), B * J, static_cast<int>(D), sums + step * B * J * D,
+                   passes.ComponentLanes(), partial, passes.Splits(), B * J, static_cast<int>(D),
+                   sums + step * B * J * D,
                    last ? outputs : nullptr, last ? nullptr : agreements, passes.Layout(), step == 0);
   }
   return workspace.used;
@@ -333,7 +259,8 @@ size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, cons
   for (int step = R - 1; step >= 0; --step) {
     const bool last = step == R - 1;
     stream->Launch(&SquashGradientKernel, passes.RowGroups(), kMaxThreads, kMaxThreads * kFloat,
-                   passes.ComponentLanes(), last ? doutputs : partial, last ? int64_t{1} : passes.Splits(), B * J, size,
+                   passes.ComponentLanes(), last ? doutputs : partial, last ? int64_t{1} : passes.Splits(), B * J,
+                   size,
                    sums + step * B * J * D, dparents, dsums + step * state, passes.Layout(), last);
     const Normalisers normalisers = OfStep(all, B, I, step);
     LaunchNormaliser<DynamicRoute<V>, false>(*stream, passes.in, data, step, normalisers);
