@@ -259,8 +259,8 @@ size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, cons
   for (int step = R - 1; step >= 0; --step) {
     const bool last = step == R - 1;
     stream->Launch(&SquashGradientKernel, passes.RowGroups(), kMaxThreads, kMaxThreads * kFloat,
-                   passes.ComponentLanes(), last ? doutputs : partial, last ? int64_t{1} : passes.Splits(), B * J,
-                   size,
+                   passes.ComponentLanes(), last ? doutputs : partial,
+                   last ? int64_t{1} : passes.Splits(), B * J, size,
                    sums + step * B * J * D, dparents, dsums + step * state, passes.Layout(), last);
     const Normalisers normalisers = OfStep(all, B, I, step);
     LaunchNormaliser<DynamicRoute<V>, false>(*stream, passes.in, data, step, normalisers);

@@ -111,7 +111,8 @@ struct TileSums {
   float even[4], odd[4];
 
   // Adds factor * votes.
-  __device__ void Add(const SplitFloats<4>& poses, const float* matrix, const TilePlace& place, float factor) {
+  __device__ void Add(const SplitFloats<4>& poses, const float* matrix, const TilePlace& place,
+                      float factor) {
     // Rows t and t + 4 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
     const float* from = matrix + place.column * 16 + 2 * place.row;
     const float2 first = *reinterpret_cast<const float2*>(from);

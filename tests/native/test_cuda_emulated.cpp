@@ -149,8 +149,11 @@ void Parity() {
   });
   // Cards without tensor cores for TF32.
   cuda::tensor_cores = false;
-  for (const DynamicDims& dims : kDynamic)
-    if (dims.parents == cuda::kTileParents) Compare(MakeDynamic(dims, true, 1), RunCuda(MakeDynamic(dims, true, 1), 0));
+  for (const DynamicDims& dims : kDynamic) {
+    if (dims.parents != cuda::kTileParents) continue;
+    const DynamicCase problem = MakeDynamic(dims, true, 1);
+    Compare(problem, RunCuda(problem, 0));
+  }
   cuda::tensor_cores = true;
 }
 
