@@ -61,7 +61,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kMaxThreads = 256;
 // Enough blocks for four on each multiprocessor of the largest card known; a constant, and not asked of the
-// device, so that the order of the sums, and with it the result, is the same on every card.
+// device, so that the order of the sums is the same on every card with, and on every one without, tensor cores.
 TFINV_LIMIT(kTargetBlocks, 576);
 TFINV_LIMIT(kMultiprocessors, 132);  // of a large card: a constant for the same reason
 TFINV_LIMIT(kMaxBlocks, 1 << 20);  // more work than that is looped over

@@ -1,5 +1,5 @@
-// How much work a block gets, and how much workspace a pass takes: functions of the sizes alone, so that the
-// size of the workspace and the order of every sum are known beforehand.
+// How much work a block gets, and how much workspace a pass takes: functions of the sizes (and of whether the
+// card has tensor cores), so that the size of the workspace and the order of every sum are known beforehand.
 #ifndef TFINV_CUSTOM_OPS_CORE_CUDA_PLAN_CUH_
 #define TFINV_CUSTOM_OPS_CORE_CUDA_PLAN_CUH_
 

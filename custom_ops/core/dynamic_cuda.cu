@@ -1,4 +1,5 @@
-// Dynamic routing on a CUDA device. The maths is in routing.h; the passes are in cuda_routing.cuh.
+// Dynamic routing on a CUDA device. The maths is in routing.h; the passes are in cuda_routing.cuh, and those on
+// tensor cores in dynamic_cuda_passes.cuh.
 //
 // With V_t = v_1 + ... + v_{t-1}, logits_t = bias + votes . V_t: nothing of size [B, I, J] is kept. The
 // gradient, for t = R ... 1, with dv_R = doutputs plus the dV of later iterations:

@@ -30,8 +30,7 @@ struct TileUnit {
   }
 };
 
-// The first iteration, in which V is 0: couplings are those of the bias, and the sum over children is left to
-// the products. partial[split, b, j] = sum over the children of the split of coupling * vote.
+// The first iteration, in which V is 0 and couplings are those of the bias. partial[split, b, j] = sum over the children of the split of coupling * vote.
 template <int J>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
     TileFirstKernel(TileInputs in, TileWork work, float* partial) {
@@ -39,7 +38,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
     TileUnit unit(in, work, number);
     if (unit.begin >= in.batch) continue;
     const TilePlace place(unit.begin, in.batch);
-    TileSums sums[J] = {};
+    TileRows sums[J] = {};
     for (int64_t n = 0; n < unit.count; ++n, unit.Next()) {
       const int64_t i = unit.start + unit.child;
       const SplitFloats<4> poses = LoadPoses(in, place, i);
@@ -49,13 +48,13 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
       TileSoftmax<J>(couplings);
 #pragma unroll
       for (int j = 0; j < J; ++j)
-        sums[j].Add(poses, in.weights + (i * J + j) * 128, place, couplings[j][0]);
+        sums[j].Add(ComputeVotes(poses, in.weights + (i * J + j) * 128, place), couplings[j]);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int j = 0; j < J; ++j)
-        if (place.used[r]) sums[j].Rows().Store(unit.Row(in, place, r, partial) + j * 16, r);
+        if (place.used[r]) sums[j].Store(unit.Row(in, place, r, partial) + j * 16, r);
   }
 }
 
@@ -216,8 +215,8 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
       for (int r = 0; r < 2; ++r) {
         if (!place.used[r]) continue;
         float* target = out.dposes + (place.samples[r] * in.children + i) * 8 + 2 * column;
-        *reinterpret_cast<float2*>(target) = {dposes[0][2 * r] + dposes[1][2 * r],
-                                              dposes[0][2 * r + 1] + dposes[1][2 * r + 1]};
+        target[0] = dposes[0][2 * r] + dposes[1][2 * r];
+        target[1] = dposes[0][2 * r + 1] + dposes[1][2 * r + 1];
       }
 
       // dmatrix transposed [16, 8] += dvotes transposed @ poses: samples t and t + 4 of each half of a tile.
@@ -236,8 +235,7 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
         for (int r = 0; r < 2; ++r)
           dvotes[j].Store(transposed + (row + 8 * r) * kTransposeStride + 4 * column, r);
         __syncwarp();
-        float4& total = *reinterpret_cast<float4*>(dweights + j * 128);
-        float dmatrix[4] = {total.x, total.y, total.z, total.w};
+        float dmatrix[4] = {};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           SplitFloats<4> left;
@@ -249,7 +247,8 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
           }
           MultiplyAdd(dmatrix, left, poses[half]);
         }
-        total = {dmatrix[0], dmatrix[1], dmatrix[2], dmatrix[3]};
+        float4& total = *reinterpret_cast<float4*>(dweights + j * 128);
+        total.x += dmatrix[0], total.y += dmatrix[1], total.z += dmatrix[2], total.w += dmatrix[3];
       }
     }
 

@@ -9,7 +9,7 @@ namespace tfinv {
 namespace cuda {
 
 struct DynamicData {
-  const float *agreements, *dsums;  // V_t and dsums_t [R, B, J, D], or V_t of the current step alone
+  const float *agreements, *dsums;  // V_t and dsums_t of all iterations, or V_t of the current one
   int64_t step_stride;
 };
 

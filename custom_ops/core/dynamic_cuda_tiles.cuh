@@ -4,7 +4,8 @@
 // A matrix product m16n8k8 leaves rows g and g + 8 of its result with lane 4 g + t. Its columns may be
 // numbered at will, and are, so that the lane has components 4 t ... 4 t + 3 of every vote. Single precision
 // comes from products of TF32, which have 11 bits: x = high + low, and high high + high low + low high loses
-// 2^-22 of a product (Markidis et al. 2018).
+// some 2^-21 of a product (Markidis et al. 2018). Tensor cores cut off what they add, which would bias long sums:
+// those over children and over tiles are made in registers.
 #ifndef TFINV_CUSTOM_OPS_CORE_DYNAMIC_CUDA_TILES_CUH_
 #define TFINV_CUSTOM_OPS_CORE_DYNAMIC_CUDA_TILES_CUH_
 
@@ -25,7 +26,7 @@ struct SplitFloats {
   }
 };
 
-// c += a b in single precision.
+// c += a b in single precision, for short sums.
 __device__ inline void MultiplyAdd(float (&c)[4], const SplitFloats<4>& a, const SplitFloats<2>& b) {
   MultiplyAddTf32(c, a.low, b.high);
   MultiplyAddTf32(c, a.high, b.low);
@@ -106,33 +107,20 @@ struct TileRows {
   }
 };
 
-// Sums of votes of a tile for one parent, as products leave them: of even and of odd components.
-struct TileSums {
-  float even[4], odd[4];
-
-  // Adds factor * votes.
-  __device__ void Add(const SplitFloats<4>& poses, const float* matrix, const TilePlace& place,
-                      float factor) {
-    // Rows t and t + 4 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
-    const float* from = matrix + place.column * 16 + 2 * place.row;
-    const float2 first = *reinterpret_cast<const float2*>(from);
-    const float2 second = *reinterpret_cast<const float2*>(from + 64);
-    SplitFloats<2> evens, odds;
-    evens.Set(0, factor * first.x), evens.Set(1, factor * second.x);
-    odds.Set(0, factor * first.y), odds.Set(1, factor * second.y);
-    MultiplyAdd(even, poses, evens);
-    MultiplyAdd(odd, poses, odds);
-  }
-  __device__ TileRows Rows() const {
-    return {{{even[0], odd[0], even[1], odd[1]}, {even[2], odd[2], even[3], odd[3]}}};
-  }
-};
-
+// Votes of a tile for one parent.
 __device__ inline TileRows ComputeVotes(const SplitFloats<4>& poses, const float* matrix,
                                         const TilePlace& place) {
-  TileSums votes = {};
-  votes.Add(poses, matrix, place, 1.0f);
-  return votes.Rows();
+  // Rows t and t + 4 of the matrix, columns 2 g (even) and 2 g + 1 (odd).
+  const float* from = matrix + place.column * 16 + 2 * place.row;
+  const float2 first = *reinterpret_cast<const float2*>(from);
+  const float2 second = *reinterpret_cast<const float2*>(from + 64);
+  SplitFloats<2> even, odd;
+  even.Set(0, first.x), even.Set(1, second.x);
+  odd.Set(0, first.y), odd.Set(1, second.y);
+  float evens[4] = {}, odds[4] = {};
+  MultiplyAdd(evens, poses, even);
+  MultiplyAdd(odds, poses, odd);
+  return {{{evens[0], odds[0], evens[1], odds[1]}, {evens[2], odds[2], evens[3], odds[3]}}};
 }
 
 __device__ inline float SumOfFour(float value) {

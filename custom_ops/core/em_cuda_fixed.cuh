@@ -136,11 +136,9 @@ __global__ void __launch_bounds__(kFixedThreads, kAdjointBlocks)
     const Piece earlier = {before + int64_t{at.tile} * kStateFloats, at.lane};
     const Piece state = {now + int64_t{at.tile} * kStateFloats, at.lane};
     const Piece adjoint = {adjoints + int64_t{at.tile} * kAdjointFloats, at.lane};
-    float scale[kH], shift[kH], mean[kH], dmean[kH], dvariance[kH];
+    float scale[kH], centre[kH], mean[kH], dmean[kH], dvariance[kH];
     earlier.Load(kScale, scale);
-    earlier.Load(kMean, shift);
-#pragma unroll
-    for (int h = 0; h < kH; ++h) shift[h] *= -scale[h];
+    earlier.Load(kMean, centre);
     state.Load(kMean, mean);
     adjoint.Load(kDmean, dmean);
     adjoint.Load(kDvariance, dvariance);
@@ -151,7 +149,8 @@ __global__ void __launch_bounds__(kFixedThreads, kAdjointBlocks)
       float z[kH], distance[2] = {0.0f, 0.0f}, gradient[2] = {dlog_coupling, 0.0f};
 #pragma unroll
       for (int h = 0; h < kH; ++h) {
-        z[h] = fmaf(votes[h], scale[h], shift[h]);
+        // The difference first: of votes that agree, z is 0, and their gradients are multiplied by scale again.
+        z[h] = (votes[h] - centre[h]) * scale[h];
         distance[h % 2] = fmaf(z[h], z[h], distance[h % 2]);
         const float deviation = votes[h] - mean[h];
         gradient[h % 2] = fmaf(deviation, fmaf(deviation, dvariance[h], dmean[h]), gradient[h % 2]);

@@ -2,7 +2,7 @@
 // own. em_cuda_steps.cuh and cuda_routing.cuh have those for any other size. The maths is in routing.h.
 //
 // A tile is what one warp works on: `kGroups` samples of `kWidth` >= J lanes, a lane for each parent; lanes
-// without a parent or a sample repeat the last one and write nothing that is read. Everything that belongs to
+// without a parent or a sample repeat the last one, and nobody else reads what they write. Everything that belongs to
 // a lane lies in the workspace as [tile][value][lane], the arrays of 16 as [tile][quad][lane][4]: a warp
 // reads and writes whole lines.
 //   state    mean, precision, scale [16 each], constant, logmass, loga, half
@@ -32,7 +32,7 @@ constexpr int kMomentFloats = (2 * kH + 2) * kWarp;  // mean, squares [16 each],
 constexpr int kStatistics = 2 * kH + 1;              // of a row of the statistics
 constexpr int kMatrixStride = kH + 4;                // the lanes of a quarter warp then meet no bank twice
 
-// One instruction each, good to 2^-22; tiny results are 0.
+// One instruction each, good to 2^-22, of a logarithm near 0 absolutely; tiny results are 0.
 __device__ inline float Exp2(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -174,7 +174,12 @@ __device__ Coupling Softmax(float logit, bool parent) {
 // Of the first iteration.
 template <int kWidth>
 __device__ Coupling FirstCoupling(const FixedInputs& in, const Tile<kWidth>& at, int i) {
-  if (in.bias) return Softmax<kWidth>(kLog2E * in.bias[int64_t{i} * in.parents + at.j], at.parent);
+  // A bias of -FLT_MAX, which masks, must not become infinite.
+  constexpr float kMost = FLT_MAX / 2.0f;
+  if (in.bias) {
+    const float bias = in.bias[int64_t{i} * in.parents + at.j];
+    return Softmax<kWidth>(kLog2E * fminf(fmaxf(bias, -kMost), kMost), at.parent);
+  }
   return {-in.log_parents, Exp2(-in.log_parents)};
 }
 

@@ -12,6 +12,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -275,24 +276,25 @@ inline float RoundToTf32(float value) {
   return cuda_emulator::Tf32(value);
 }
 
-// The 8 products of each element of this lane, whose factors are with other lanes.
+// Sums are cut off, not rounded, as tensor cores do.
 inline void MultiplyAddTf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
-  const int row = cuda_emulator::Lane() / 4, column = cuda_emulator::Lane() % 4;
-  for (int k = 0; k < 8; ++k) {
-    float left[2], right[2];
-    for (int half = 0; half < 2; ++half) {
-      // Every lane takes part in both shuffles, and keeps the one it needs.
-      for (int r = 0; r < 2; ++r) {
-        const float value = cuda_emulator::Shuffle(0xffffffffu, a[2 * half + r], row * 4 + k % 4);
-        if (half == k / 4) left[r] = cuda_emulator::Tf32(value);
-      }
-      for (int n = 0; n < 2; ++n) {
-        const float value = cuda_emulator::Shuffle(0xffffffffu, b[half], (2 * column + n) * 4 + k % 4);
-        if (half == k / 4) right[n] = cuda_emulator::Tf32(value);
-      }
+  using namespace cuda_emulator;
+  static std::vector<std::array<float, 6>> all;
+  all.resize(std::max<size_t>(all.size(), machine.size));
+  all[machine.current] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  __syncwarp();
+  const int first = machine.current / kWarpSize * kWarpSize, row = Lane() / 4, column = Lane() % 4;
+  for (int n = 0; n < 4; ++n) {
+    double sum = c[n];
+    for (int k = 0; k < 8; ++k) {
+      const float left = all[first + row * 4 + k % 4][k / 4 * 2 + n / 2];
+      const float right = all[first + (2 * column + n % 2) * 4 + k % 4][4 + k / 4];
+      sum += double(Tf32(left)) * Tf32(right);
     }
-    for (int n = 0; n < 4; ++n) c[n] += left[n / 2] * right[n % 2];
+    c[n] = static_cast<float>(sum);
+    if (std::fabs(c[n]) > std::fabs(sum)) c[n] = std::nextafter(c[n], 0.0f);
   }
+  __syncwarp();  // until all have read
 }
 
 }  // namespace cuda

@@ -4,6 +4,7 @@
 //   failed
 #include <array>
 #include <ctime>
+#include <limits>
 
 #include "cuda_emulator.h"
 #include "run_cpu.h"
@@ -229,6 +230,35 @@ void Extremes() {
   for (size_t n = 0; n < agreeing.inputs.weights.size(); ++n)
     agreeing.inputs.weights[n] = agreeing.inputs.weights[n % 64];
   Compare(agreeing, RunCuda(agreeing, 0));
+  // Neither have these, which lie far from 0 in units of that floor.
+  EmCase far = MakeEm(EmOf(2, 6, 4, 4, 3, EmVariant::kHinton2018, 1e-6f), false, 4);
+  for (size_t n = 0; n < far.inputs.poses.size(); ++n)
+    far.inputs.poses[n] = 10.0f * agreeing.inputs.poses[n % 16];
+  far.inputs.weights = agreeing.inputs.weights;
+  const auto own = RunCuda(far, 0).dposes, any = RunCuda(far, 1).dposes;
+  float largest = 0.0f, difference = 0.0f;
+  for (size_t n = 0; n < any.size(); ++n) {
+    largest = std::max(largest, std::fabs(any[n]));
+    difference = std::max(difference, std::fabs(own[n] - any[n]));
+  }
+  if (!(difference <= 1e-4f * largest)) Fail("dposes of votes that agree: %g of %g", difference, largest);
+  // A bias of the lowest number is a mask.
+  EmCase masked = MakeEm(EmOf(2, 6, 4, 4, 2, EmVariant::kHinton2018), true, 5);
+  masked.inputs.bias[2] = -std::numeric_limits<float>::max();
+  const auto results = RunCuda(masked, 0);
+  for (const auto& [name, values] : results.Tensors(masked.Dims()))
+    if (!Finite(values)) Fail("%s with a mask: %s is not finite", masked.Name().c_str(), name.c_str());
+}
+
+// Sums over many children and many samples do not lean to 0: all terms have one sign.
+void LongSums() {
+  const Limits limits(1, 64, 1);  // no splits
+  for (const DynamicDims& dims : {DynamicDims{1, 1000, 10, 8, 16, 1}, DynamicDims{1000, 1, 10, 8, 16, 1}}) {
+    DynamicCase problem = MakeDynamic(dims, false, 6);
+    for (auto* values : {&problem.inputs.poses, &problem.inputs.weights, &problem.inputs.doutputs})
+      for (float& value : *values) value = std::fabs(value);
+    Compare(problem, RunCuda(problem, 0));
+  }
 }
 
 void Refusals() {
@@ -247,7 +277,7 @@ struct Test {
 };
 constexpr Test kTests[] = {
     {"parity", Parity},     {"divided_work", DividedWork},       {"orders", Orders},
-    {"extremes", Extremes}, {"missing_barrier", MissingBarrier}, {"refusals", Refusals}};
+    {"extremes", Extremes}, {"long_sums", LongSums}, {"missing_barrier", MissingBarrier}, {"refusals", Refusals}};
 
 }  // namespace
 

@@ -56,7 +56,7 @@ def expect_passed(result, compared: bool) -> None:
     assert ("compared=0 " not in result.stdout) == compared, result.stdout[-2000:]
 
 
-@pytest.mark.parametrize("name", ["parity", "divided_work", "extremes"])
+@pytest.mark.parametrize("name", ["parity", "divided_work", "extremes", "long_sums"])
 def test_kernels_equal_the_reference(programs, name):
     expect_passed(run(programs[0], name), compared=True)
 
