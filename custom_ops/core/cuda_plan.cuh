@@ -116,14 +116,14 @@ struct GradientPieces {
   float *dweights, *dbias, *scratch;
 };
 
-inline GradientPieces TakeGradientPieces(Workspace& workspace, const RowPlan& plan, int64_t weights,
-                                         int64_t biases) {
+inline GradientPieces TakeGradientPieces(Workspace& workspace, int64_t splits, int64_t weights,
+                                         int64_t biases, int64_t scratch_floats) {
   GradientPieces pieces = {nullptr, nullptr, nullptr};
-  if (plan.work.splits > 1) {
-    pieces.dweights = workspace.Take(plan.work.splits * weights);
-    pieces.dbias = workspace.Take(plan.work.splits * biases);
+  if (splits > 1) {
+    pieces.dweights = workspace.Take(splits * weights);
+    pieces.dbias = workspace.Take(splits * biases);
   }
-  if (plan.scratch_floats) pieces.scratch = workspace.Take(plan.scratch_floats);
+  if (scratch_floats) pieces.scratch = workspace.Take(scratch_floats);
   return pieces;
 }
 
@@ -134,12 +134,10 @@ inline Gradients TargetOfSplits(int64_t splits, const GradientPieces& pieces, co
   return target;
 }
 
-template <class V>
-void LaunchSumOfSplits(Stream& stream, int64_t splits, const Inputs<V>& in, const GradientPieces& pieces,
-                       const Gradients& out) {
+inline void LaunchSumOfSplits(Stream& stream, int64_t splits, int64_t weights, int64_t biases,
+                              const GradientPieces& pieces, const Gradients& out) {
   if (splits == 1) return;
-  const int64_t biases = in.children * in.parents;
-  LaunchSumParts(stream, pieces.dweights, splits, biases * in.kind.Weight(), out.dweights);
+  LaunchSumParts(stream, pieces.dweights, splits, weights, out.dweights);
   if (out.dbias) LaunchSumParts(stream, pieces.dbias, splits, biases, out.dbias);
 }
 
@@ -151,7 +149,8 @@ void LaunchVoteGradient(Stream& stream, RowPlan plan, const Inputs<typename Step
   plan.work.scratch = pieces.scratch;
   stream.Launch(&VoteGradientKernel<Step>, plan.blocks, kRowThreads, plan.shared_bytes, in, data, plan.lanes,
                 plan.work, iterations, normalisers, target);
-  LaunchSumOfSplits(stream, plan.work.splits, in, pieces, out);
+  const int64_t biases = in.children * in.parents;
+  LaunchSumOfSplits(stream, plan.work.splits, biases * in.kind.Weight(), biases, pieces, out);
 }
 
 // [R, B, I] each, where a group of lanes does not see all parents.

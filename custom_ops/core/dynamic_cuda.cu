@@ -146,8 +146,9 @@ struct Passes {
       : in{kind, dims.batch, dims.children, static_cast<int>(dims.parents), poses, weights, bias},
         plan(PlanAccumulate<V>(dims.batch, dims.children, dims.parents, V::kSamples, kind.Vote())),
         rows(PlanRows(kind, dims.batch, dims.children, dims.parents)),
-        tile_plan(PlanTiles(dims.batch, dims.children, dims.parents)) {
+        tile_plan{} {
     if constexpr (V::kFixed) on_tiles = dims.parents == kTileParents && HasTensorCores();
+    if (on_tiles) tile_plan = PlanTiles(dims.batch, dims.children, dims.parents);
   }
   int64_t PartialFloats() const { return on_tiles ? tile_plan.partial_floats : plan.partial_floats; }
 
@@ -183,11 +184,12 @@ struct Passes {
     LaunchAccumulate<Step>(stream, plan, in, data, step, normalisers, partial);
   }
 
-  RowPlan GradientPlan() const {
-    RowPlan pieces = rows;
-    if (on_tiles) pieces.work.splits = tile_plan.gradient.splits, pieces.scratch_floats = 0;
-    return pieces;
+  GradientPieces TakePieces(Workspace& workspace) const {
+    const int64_t splits = on_tiles ? tile_plan.gradient.splits : rows.work.splits;
+    return TakeGradientPieces(workspace, splits, Weights(), Biases(), on_tiles ? 0 : rows.scratch_floats);
   }
+  int64_t Biases() const { return in.children * in.parents; }
+  int64_t Weights() const { return Biases() * in.kind.Weight(); }
 
   void Gradient(Stream& stream, const DynamicData& data, int iterations, const Normalisers& normalisers,
                 const GradientPieces& pieces, const Gradients& out) const {
@@ -198,7 +200,7 @@ struct Passes {
         stream.Launch(&TileGradientKernel<kTileParents>, work.chunks * work.splits, kGradientWarps * kWarp,
                       kGradientWarps * GradientFloats(kTileParents) * kFloat, in, data.agreements, data.dsums,
                       data.step_stride, iterations, work, target);
-        LaunchSumOfSplits(stream, work.splits, in, pieces, out);
+        LaunchSumOfSplits(stream, work.splits, Weights(), Biases(), pieces, out);
         return;
       }
     }
@@ -246,8 +248,7 @@ size_t Backward(const DynamicDims& dims, const V& kind, const float* poses, cons
   float* dsums = workspace.Take(R * state);
   float* dparents = workspace.Take(B * J * D);
   const Normalisers all = TakeNormalisers(workspace, B, I, J, R, true);
-  const GradientPieces pieces =
-      TakeGradientPieces(workspace, passes.GradientPlan(), I * J * kind.Weight(), I * J);
+  const GradientPieces pieces = passes.TakePieces(workspace);
   if (!stream) return workspace.used;
 
   const DynamicData data = {agreements, dsums, state};

@@ -8,6 +8,23 @@
 namespace tfinv {
 namespace cuda {
 
+// The lane's parts of votes . V become couplings and, backward, those of votes . dsum dlogits.
+template <int J, bool kBackward>
+__device__ void FinishCouplings(const TileInputs& in, int64_t i, float (&couplings)[J][2],
+                                float (&gradients)[J][2]) {
+#pragma unroll
+  for (int j = 0; j < J; ++j) {
+    const float bias = in.Bias(i, j);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      couplings[j][r] = SumOfFour(couplings[j][r]) + bias;
+      if constexpr (kBackward) gradients[j][r] = SumOfFour(gradients[j][r]);
+    }
+  }
+  TileSoftmax<J>(couplings);
+  if constexpr (kBackward) TileSoftmaxGradient<J>(couplings, gradients);
+}
+
 struct TileWork {
   int64_t groups, splits, children_per_split;  // groups of as many tiles as a block has warps
 };
@@ -30,7 +47,8 @@ struct TileUnit {
   }
 };
 
-// The first iteration, in which V is 0 and couplings are those of the bias. partial[split, b, j] = sum over the children of the split of coupling * vote.
+// The first iteration, in which V is 0 and couplings are those of the bias.
+// partial[split, b, j] = sum over the children of the split of coupling * vote.
 template <int J>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
     TileFirstKernel(TileInputs in, TileWork work, float* partial) {
@@ -86,17 +104,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1)
         other.Load(all_agreements, j);
         couplings[j][0] = votes[j].Dot(other, 0), couplings[j][1] = votes[j].Dot(other, 1);
       }
-#pragma unroll
-      for (int j = 0; j < J; ++j) {
-        const float bias = in.Bias(i, j);
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          couplings[j][r] = SumOfFour(couplings[j][r]) + bias;
-          if constexpr (kBackward) gradients[j][r] = SumOfFour(gradients[j][r]);
-        }
-      }
-      TileSoftmax<J>(couplings);
-      if constexpr (kBackward) TileSoftmaxGradient<J>(couplings, gradients);
+      FinishCouplings<J, kBackward>(in, i, couplings, gradients);
 #pragma unroll
       for (int j = 0; j < J; ++j) sums[j].Add(votes[j], kBackward ? gradients[j] : couplings[j]);
     }
@@ -163,17 +171,7 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 2)
               couplings[j][0] = votes.Dot(other, 0), couplings[j][1] = votes.Dot(other, 1);
             }
           }
-#pragma unroll
-          for (int j = 0; j < J; ++j) {
-            const float bias = in.Bias(i, j);
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              couplings[j][r] = SumOfFour(couplings[j][r]) + bias;
-              gradients[j][r] = SumOfFour(gradients[j][r]);
-            }
-          }
-          TileSoftmax<J>(couplings);
-          TileSoftmaxGradient<J>(couplings, gradients);
+          FinishCouplings<J, true>(in, i, couplings, gradients);
 #pragma unroll
           for (int j = 0; j < J; ++j) {
 #pragma unroll

@@ -199,7 +199,8 @@ size_t Backward(const EmDims& dims, const V& kind, const EmArrays& arrays, const
   float* dbeta_u = workspace.Take(B * J);
   float* dbeta_a = workspace.Take(B * J);
   const Normalisers all = TakeNormalisers(workspace, B, I, J, R, true);
-  const GradientPieces pieces = TakeGradientPieces(workspace, rows, I * J * kind.Weight(), I * J);
+  const GradientPieces pieces = TakeGradientPieces(
+      workspace, rows.work.splits, I * J * kind.Weight(), I * J, rows.scratch_floats);
   if (!stream) return workspace.used;
 
   const Inputs<V> in = {kind, B, I, parents, arrays.poses, arrays.weights, arrays.bias};

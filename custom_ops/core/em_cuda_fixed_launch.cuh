@@ -179,8 +179,7 @@ size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputG
   float* adjoints = workspace.Take(R * adjoint_step);
   float* dbeta_u = workspace.Take(rows);
   float* dbeta_a = workspace.Take(rows);
-  float* dweights = splits > 1 ? workspace.Take(splits * weights) : nullptr;
-  float* dbias = splits > 1 ? workspace.Take(splits * biases) : nullptr;
+  const GradientPieces pieces = TakeGradientPieces(workspace, splits, weights, biases, 0);
   if (!stream) return workspace.used;
 
   const float* none = nullptr;
@@ -199,15 +198,11 @@ size_t BackwardFixed(const EmDims& dims, const EmArrays& arrays, const EmOutputG
                      plan.shared_bytes, in, plan.work, state - state_step, state, adjoint, partial);
   }
   LaunchBatchSum(*stream, dbeta_u, dbeta_a, in.batch, in.parents, given);
-  Gradients target = out;
-  if (splits > 1) target.dweights = dweights;
-  if (splits > 1 && out.dbias) target.dbias = dbias;
+  const Gradients target = TargetOfSplits(splits, pieces, out);
   const auto gradients = R > 2 ? &FixedGradientKernel<kWidth, true> : &FixedGradientKernel<kWidth, false>;
   stream->Launch(gradients, gradient.Blocks(), gradient.threads, 0, in,
                  gradient.work, R, states, adjoints, target);
-  if (splits == 1) return workspace.used;
-  LaunchSumParts(*stream, dweights, splits, weights, out.dweights);
-  if (out.dbias) LaunchSumParts(*stream, dbias, splits, biases, out.dbias);
+  LaunchSumOfSplits(*stream, splits, weights, biases, pieces, out);
   return workspace.used;
 }
 

@@ -33,33 +33,21 @@ constexpr int kStatistics = 2 * kH + 1;              // of a row of the statisti
 constexpr int kMatrixStride = kH + 4;                // the lanes of a quarter warp then meet no bank twice
 
 // One instruction each, good to 2^-22, of a logarithm near 0 absolutely; tiny results are 0.
-__device__ inline float Exp2(float x) {
 #ifdef __CUDA_ARCH__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+#define TFINV_ONE_INSTRUCTION(name, instruction, host)    \
+  __device__ inline float name(float x) {                 \
+    float y;                                              \
+    asm(instruction " %0, %1;" : "=f"(y) : "f"(x));       \
+    return y;                                             \
+  }
 #else
-  return exp2f(x);
+#define TFINV_ONE_INSTRUCTION(name, instruction, host) \
+  __device__ inline float name(float x) { return host; }
 #endif
-}
-__device__ inline float Log2(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return log2f(x);
-#endif
-}
-__device__ inline float Reciprocal(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return 1.0f / x;
-#endif
-}
+TFINV_ONE_INSTRUCTION(Exp2, "ex2.approx.ftz.f32", exp2f(x))
+TFINV_ONE_INSTRUCTION(Log2, "lg2.approx.ftz.f32", log2f(x))
+TFINV_ONE_INSTRUCTION(Reciprocal, "rcp.approx.ftz.f32", 1.0f / x)
+#undef TFINV_ONE_INSTRUCTION
 
 struct FixedInputs {
   int batch, children, parents, tiles;
