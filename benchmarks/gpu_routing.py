@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from gpu_routing_peers import (
     peers_of,
     votes_form,
 )
+from measuring import interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -189,11 +191,15 @@ def card_limits(device) -> tuple[float, float]:
     return 8.0 * big / seconds[0], 2.0 * edge**3 / seconds[1]
 
 
-def time_once(start: Callable, wait: Callable, calls: int) -> float:
-    begun = time.perf_counter()
+def run_several(start: Callable, wait: Callable, calls: int) -> None:
     for _ in range(calls):
         last = start()
     wait(last)
+
+
+def time_once(start: Callable, wait: Callable, calls: int) -> float:
+    begun = time.perf_counter()
+    run_several(start, wait, calls)
     return (time.perf_counter() - begun) / calls
 
 
@@ -281,11 +287,10 @@ def time_peers(device, rounds: int, small: bool) -> list[dict]:
                 if not agrees[name]:
                     print(f"DIFFERS {case.name} {way}: {name} by {worst:.2g}; not timed")
             seconds: dict[str, list[float]] = {name: [] for name in peers if agrees[name]}
-            for turn in range(rounds + 2):
-                for name in seconds:
-                    value = time_once(*peers[name], calls=10 if device.platform != "cpu" else 1)
-                    if turn >= 2:
-                        seconds[name].append(value)
+            calls = 10 if device.platform != "cpu" else 1
+            several = {name: partial(run_several, *peers[name], calls) for name in seconds}
+            for _, name, value in interleaved(several, rounds):
+                seconds[name].append(value / calls)
             for name, values in seconds.items():
                 median, least = statistics.median(values), min(values)
                 facts = {"median ms": 1e3 * median, "min ms": 1e3 * least}
