@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from measuring import alone, interleaved, peak_of
+from measuring import alone, compiled, interleaved, peak_of, train_function
 from rich.console import Console
 from rich.table import Table
 
@@ -100,9 +100,7 @@ def forms_of(name: str, config: Config) -> dict[str, Form]:
     noisy = [value + 0.02 * rng.standard_normal(value.shape, np.float32) for value in network.get_weights()]
     network.set_weights(noisy)
     peer, objective = naive(network), models.objective(run.model_name, network)
-    model, optimizer = objective.model, training.make_optimizer(run.training, 100)
-    model.compile(optimizer, loss=objective.loss, loss_weights=objective.loss_weights, jit_compile=False)
-    fit, step = model.make_train_function() or model.train_function, naive_step(run, objective, peer)
+    fit, step = train_function(compiled(objective, run.training)), naive_step(run, objective, peer)
 
     def stream(*batch):
         return iter(tf.data.Dataset.from_tensors(batch).repeat())

@@ -20,6 +20,20 @@ def interleaved(calls: dict[str, Callable], rounds: int) -> Iterator[tuple[int, 
                 yield number, who, seconds
 
 
+def compiled(objective, config):
+    """The training model of an objective, with the optimizer of the TrainingConfig `config`, without XLA."""
+    from tfinv import training
+
+    model, optimizer = objective.model, training.make_optimizer(config, 100)
+    model.compile(optimizer, loss=objective.loss, loss_weights=objective.loss_weights, jit_compile=False)
+    return model
+
+
+def train_function(model):
+    """What `fit` calls with an iterator of batches: one training step."""
+    return model.make_train_function() or model.train_function
+
+
 def alone(function, *arguments):
     """Calls function(*arguments) in a new process, which inherits nothing but the environment."""
     context = multiprocessing.get_context("spawn")

@@ -11,12 +11,12 @@ adversarial network, whose step has several losses, has no gradient of its own.
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import tyro
+from measuring import compiled, interleaved, train_function
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +42,7 @@ class Config:
     networks: tuple[str, ...] = NETWORKS
     """Networks, MODEL:PRESET."""
     rounds: int = 7
-    """Interleaved rounds that are counted; two more go before them."""
+    """Interleaved rounds that are counted; one more goes before them."""
     csv: Path | None = None
     """File for the rounds."""
     seed: int = 0
@@ -75,13 +75,11 @@ def parts(name: str, seed: int):
     keras.utils.set_random_seed(seed)
     network = training.build_model(run, protocol, dataset.image_shape, classes)
     objective = models.objective(model_name, network)
-    model = objective.model
-    optimizer = training.make_optimizer(run.training, 100)
-    model.compile(optimizer, loss=objective.loss, loss_weights=objective.loss_weights, jit_compile=False)
+    model = compiled(objective, run.training)
+    train = train_function(model)
     # Whole batches, enough of them that starting the pipeline is a small part.
     stream = batches_of(run, protocol, 40 * run.training.batch_size).map(objective.adapt)
     inputs, targets = next(iter(stream))
-    train = model.make_train_function() or model.train_function
     repeated = iter(tf.data.Dataset.from_tensors((inputs, targets)).repeat())
 
     @tf.function
@@ -102,20 +100,14 @@ def parts(name: str, seed: int):
 
 def measure(name: str, config: Config) -> list[dict]:
     stream, calls, batch, parameters = parts(name, config.seed)
-    rows = []
-    for number in range(-2, config.rounds):
-        seconds = {}
-        start, count = time.perf_counter(), 0
-        for _ in stream:
-            count += 1
-        seconds["data"] = (time.perf_counter() - start) / count
-        for part, call in calls.items():
-            start = time.perf_counter()
-            call()  # on a CPU a function returns when it is done
-            seconds[part] = time.perf_counter() - start
-        row = {"network": name, "batch": batch, "parameters": parameters, "round": number}
-        rows += [{**row, "part": part, "seconds": value} for part, value in seconds.items() if number >= 0]
-    return rows
+    batches = sum(1 for _ in stream)
+    # On a CPU a function returns when it is done.
+    calls = {"data": lambda: sum(1 for _ in stream), **calls}
+    row = {"network": name, "batch": batch, "parameters": parameters}
+    return [
+        {**row, "round": number, "part": part, "seconds": seconds / (batches if part == "data" else 1)}
+        for number, part, seconds in interleaved(calls, config.rounds)
+    ]
 
 
 def show(frame: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import tyro
-from measuring import interleaved
+from measuring import compiled, interleaved, train_function
 from rich.console import Console
 from rich.table import Table
 
@@ -50,15 +50,13 @@ def whole(network: str, classes: int, seed: int, edge: int = 28, **changes):
     """
     import keras
 
-    from tfinv import models, training
+    from tfinv import models
 
     keras.utils.set_random_seed(seed)
     preset = models.get_preset(network, "article")
     config = replace(preset.model, **changes)
     objective = models.objective(network, models.get_model(network).build(config, (edge, edge, 1), classes))
-    optimizer = training.make_optimizer(preset.training, 100)
-    objective.model.compile(optimizer, objective.loss, objective.loss_weights, jit_compile=False)
-    return objective.model, objective.adapt
+    return compiled(objective, preset.training), objective.adapt
 
 
 def convolutional_part(network: str, classes: int, seed: int):
@@ -82,7 +80,7 @@ def step(model, data) -> Callable[[], float]:
     import tensorflow as tf
 
     iterator = iter(tf.data.Dataset.from_tensors(data).repeat())
-    train = model.make_train_function() or model.train_function
+    train = train_function(model)
 
     def run() -> float:
         model.reset_metrics()  # else it would be the mean over all steps so far

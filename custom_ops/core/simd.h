@@ -12,6 +12,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef int64_t PairVec __attribute__((vector_size(4 * kLanes)));  // each lane two floats
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef float VecUnaligned __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef float Vec4Unaligned __attribute__((vector_size(16), aligned(4)));
@@ -32,7 +33,6 @@ TFINV_INLINE Vec Min(Vec a, Vec b) { return a < b ? a : b; }
 #endif
 // Two neighbouring floats, again and again: one load, as for one float.
 TFINV_INLINE Vec BroadcastPair(const float* from) {
-  typedef int64_t PairVec __attribute__((vector_size(4 * kLanes)));
   int64_t pair;
   __builtin_memcpy(&pair, from, sizeof(pair));
   return (Vec)(pair + PairVec{});
@@ -120,7 +120,6 @@ TFINV_INLINE void TransposeSquare(SquareRow (&rows)[kSquare]) {
 #if defined(__AVX512F__)
 // The same of eight rows of eight pairs of floats.
 TFINV_INLINE void TransposePairs(Vec (&rows)[8]) {
-  typedef int64_t PairVec __attribute__((vector_size(4 * kLanes)));
   PairVec turned[8];
 #pragma GCC unroll 4
   for (int row = 0; row < 8; row += 2) {
