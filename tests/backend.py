@@ -35,6 +35,15 @@ def array(value):
     return ops.convert_to_numpy(ops.cast(value, "float32") if half else value)
 
 
+def compiled(function):
+    """Returns the function of tensors; under JAX compiled whole, which would else compile each operation."""
+    if BACKEND != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
 def gradients(function, *arrays, dtype="float32"):
     """Returns the derivatives of the scalar `function(*tensors)` by each tensor, as NumPy arrays."""
     tensors = [tensor(value, dtype) for value in arrays]
@@ -48,7 +57,7 @@ def gradients(function, *arrays, dtype="float32"):
     elif BACKEND == "jax":
         import jax
 
-        found = jax.grad(function, argnums=tuple(range(len(tensors))))(*tensors)
+        found = compiled(jax.grad(function, argnums=tuple(range(len(tensors)))))(*tensors)
     else:
         import torch
 

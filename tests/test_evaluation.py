@@ -10,7 +10,7 @@ from tfinv.data import PROTOCOLS, Dataset
 from tfinv.data.protocol import Evaluation, Protocol, Range
 from tfinv.errors import UsageError
 from tfinv.evaluation import accuracy_curve, evaluate_invariance
-from tfinv.export import export_saved_model
+from tfinv.export import export_saved_model, is_generator, load_model
 from tfinv.results import COLUMNS, Provenance, read_csv, to_frame, write_csv
 
 ROTATE_34 = PROTOCOLS["rotate-34"]
@@ -171,11 +171,15 @@ def test_every_kind_of_model_gives_the_same_rows(network, digits, tmp_path):
     training.save_model(network, tmp_path / "model.keras")
     export_saved_model(network, tmp_path / "export", tuple(map(str, KEPT)))
     network.export(tmp_path / "plain", verbose=False)  # an export by Keras itself
+    scores = keras.Model(network.input, network.output["scores"])
+    keras.Sequential([keras.Input(network.input.shape[1:]), scores]).save(tmp_path / "sequential.keras")
+    assert not is_generator(load_model(tmp_path / "sequential.keras"))
     kinds = {
         "model": network,
         "function": lambda images: network(np.asarray(images))["scores"].numpy(),
         "list": lambda images: network(images)["scores"].numpy().tolist(),
         "file": tmp_path / "model.keras",
+        "sequential file": tmp_path / "sequential.keras",
         "export": str(tmp_path / "export"),
         "plain": tmp_path / "plain",
     }
@@ -247,6 +251,22 @@ def test_bad_tables_are_named(tmp_path):
 
 
 # Bad models
+
+
+class Refusing(keras.layers.Layer):
+    """Takes no images, only their shape."""
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def call(self, images):
+        raise ValueError("Expected sunshine")
+
+
+def test_the_reason_is_the_layers_own_not_what_keras_wraps_it_in(digits):
+    images = keras.Input((12, 12, 1))
+    scores = keras.layers.Dense(8)(keras.layers.Flatten()(Refusing()(images)))
+    refuse(keras.Model(images, scores), digits, r"shape \(1, 12, 12, 1\): Expected sunshine$")
 
 
 def refuse(model, data, message):

@@ -21,8 +21,7 @@ from tfinv import explorer, models, report, runs
 from tfinv.data import load_dataset
 from tfinv.data.transforms import rotation, shift
 from tfinv.errors import UsageError
-from tfinv.evaluation import load_model
-from tfinv.export.portable import functional
+from tfinv.export import load_model
 from tfinv.export.single import single_endpoint
 from tfinv.summary import Result
 
@@ -132,7 +131,7 @@ def in_python():
     for folder in (path.parent for path in ZOO.glob(f"*/{runs.MODEL}")):
         config = models.read_run_config(folder)
         protocol = report.protocol_of(config)
-        model, endpoint = single_endpoint(functional(load_model(folder / runs.MODEL)), protocol)
+        model, endpoint = single_endpoint(load_model(folder / runs.MODEL), protocol)
         functions[config.run_id] = (protocol.task, endpoint.function(), model)
 
     def answer(name, upright, seen, degrees):

@@ -12,8 +12,7 @@ from tfinv.config import EvaluationConfig
 from tfinv.data import PROTOCOLS, Dataset, render, select
 from tfinv.data.transforms import rotation
 from tfinv.errors import UsageError
-from tfinv.evaluation import load_model
-from tfinv.export import export_generator
+from tfinv.export import export_generator, is_generator, load_model
 from tfinv.generation import Renderer, evaluate_generation
 from tfinv.results import Provenance, to_frame
 
@@ -172,7 +171,7 @@ def test_file_and_export_agree_with_the_model(network, digits, tmp_path):
     network.save(tmp_path / "model.keras")
     export_generator(network, tmp_path / "export", ROTATE)
     for path in (tmp_path / "model.keras", tmp_path / "export"):
-        assert generation.is_generator(load_model(path))
+        assert is_generator(load_model(path))
         found = evaluate_generation(path, ROTATE, 60.0, digits)
         np.testing.assert_allclose(found.value, expected.value, rtol=1e-4)
     images, codes = np.zeros((6, 12, 12, 1), np.float32), np.ones((2, 2), np.float32)

@@ -14,3 +14,10 @@ def usage_error_within(error: BaseException) -> UsageError | None:
     """Returns the UsageError raised within an input pipeline, of which TensorFlow keeps but the text."""
     found = re.search(r"^\S*UsageError: (.+)$", str(error), re.MULTILINE)
     return UsageError(found[1]) if found else None
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the first line of what an error says, without Keras's wrapping, or its type."""
+    lines = (line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines())
+    told = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return told[0] if told else type(error).__name__

@@ -10,12 +10,11 @@ import pandas as pd
 import tensorflow as tf
 from rich.progress import track
 
-import tfinv.layers  # noqa: F401  registers the layers that a .keras file may contain
 from tfinv import export
 from tfinv.config import check_range
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
 from tfinv.data.transforms import get_transform
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, reason_of
 from tfinv.results import Provenance, to_frame
 
 BATCH_SIZE = 500
@@ -121,32 +120,6 @@ def accuracy_curve(
     return to_frame(rows)
 
 
-def load_model(path: str | Path) -> Any:
-    """Loads a .keras file or a SavedModel folder as a callable on images, for generation on a dict.
-
-    Raises:
-        UsageError: If there is nothing at `path`, or it cannot be read as a model.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UsageError(f"No model at {path}. Expected a .keras file or a SavedModel folder.")
-    try:
-        if path.is_dir():
-            module = export.load(path)
-            signatures = module.signatures
-            known = [name for name in ("classify", "generate", "serving_default") if name in signatures]
-            if not known:
-                raise ValueError("it has no signature classify, generate or serving_default")
-            module.tfinv_signature = signatures[known[0]]
-            return module
-        return keras.models.load_model(path, compile=False)
-    except UsageError:
-        raise
-    except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"Cannot read a model from {path}: {first_line}") from None
-
-
 def call_model(model: Any, images: tf.Tensor) -> dict[str, Any]:
     """Calls any model on images; returns its outputs with the class scores under "scores"."""
     if isinstance(model, keras.Model):
@@ -179,7 +152,7 @@ def _prepare(
 def _classifier(model: Any, protocol: Protocol, split: Split) -> Classify:
     """Returns a function from raw images and parameters to class indices; one graph where possible."""
     if isinstance(model, (str, Path)):
-        model = load_model(model)
+        model = export.load_model(model)
 
     def classify(images, parameters):
         scores = call_model(model, render(protocol, images, parameters))["scores"]
@@ -204,8 +177,8 @@ def _check_scores(model: Any, protocol: Protocol, split: Split) -> None:
     except UsageError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"The model does not accept images of shape {images.shape}: {reason}") from error
+        shape = images.shape
+        raise UsageError(f"The model does not accept images of shape {shape}: {reason_of(error)}") from error
     shape = np.shape(scores)
     if len(shape) != 2 or shape[-1] != len(split.class_names):
         raise UsageError(

@@ -174,8 +174,8 @@ def evaluate(
     chosen = get_protocol(named) if named else None  # a wrong name is found before anything is loaded
     if output is not None:
         check_writable(output)
-    loaded = evaluation.load_model(model)
-    task: Task = "generation" if generation.is_generator(loaded) else "recognition"
+    loaded = export.load_model(model)
+    task: Task = "generation" if export.is_generator(loaded) else "recognition"
     chosen = chosen or get_protocol(DEFAULT_PROTOCOLS[task])
     if chosen.task != task:
         raise UsageError(

@@ -20,8 +20,7 @@ from tfinv.config import RunConfig
 from tfinv.data import load_dataset
 from tfinv.data.dataset import Dataset
 from tfinv.errors import UsageError
-from tfinv.evaluation import load_model
-from tfinv.export.portable import functional
+from tfinv.export import load_model
 from tfinv.export.to_onnx import check_onnx, export_onnx
 from tfinv.files import replacing
 from tfinv.summary import Network, Result
@@ -89,7 +88,7 @@ def _network(network: Network, folder: Path, dataset: Dataset) -> dict[str, Any]
     generating, (black, white) = protocol.task == "generation", protocol.pixel_range
     classes = tuple(map(str, protocol.kept_classes(dataset)))
     file = f"{config.run_id}.onnx"
-    model = functional(load_model(result.folder / runs.MODEL))
+    model = load_model(result.folder / runs.MODEL)
     export_onnx(model, folder / file, () if generating else classes, protocol if generating else None)
     reconstructs = isinstance(model.output, dict) and "reconstruction" in model.output
     return {

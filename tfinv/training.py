@@ -16,7 +16,7 @@ from tfinv.config import RunConfig, TrainingConfig, to_json
 from tfinv.data import PROTOCOLS, Dataset, Protocol, Split, batches, fingerprint, pairs, select
 from tfinv.data.transforms import get_transform
 from tfinv.distributed import ALONE, Team
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, reason_of
 from tfinv.replicas import GlobalMean
 
 
@@ -62,9 +62,9 @@ def build_model(
         code_size = get_transform(protocol.transformation).CODE_SIZE
         return build(config.model, image_shape, protocol.output_shape(image_shape), code_size)
     except ValueError as error:  # Keras's word for a kernel larger than its input, a negative size, ...
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"The network {config.label} cannot be built for images of shape {image_shape}: {reason}"
+            f"The network {config.label} cannot be built for images of shape {image_shape}: "
+            f"{reason_of(error)}"
         ) from None
 
 

@@ -16,7 +16,7 @@ from tests.fused import fused_fixture  # noqa: F401
 from tests.test_cli import contents, failure, finished, stay_as_before  # noqa: F401
 from tfinv import cli, experiment, export, models, runs
 from tfinv.config import EvaluationConfig
-from tfinv.evaluation import load_model
+from tfinv.export import load_model
 
 
 def call(*arguments):
@@ -101,6 +101,8 @@ def test_bad_input_ends_in_one_line_and_costs_nothing(file, finished, failure, t
         ((file, "--overwrite", "--class-names", "a", "b"), "each of the 8 classes.*Received: a, b"),
         ((tmp_path / "g.keras",), "--protocol"),
         ((tmp_path / "g.keras", "--protocol", "affine"), "codes of 2 numbers"),
+        ((tmp_path / "g.keras", "--protocol", "rotate-49", "--class-names", "a"), "no --class-names.*a"),
+        ((file, "--overwrite", "--protocol", "rotate-49"), "no --protocol.*rotate-49"),
         ((tmp_path / "g.keras", "--protocol", "rotate-50"), "Unknown protocol"),
         ((finished, "--overwrite", "--fused"), "no layer with a fused op"),
     ):

@@ -110,7 +110,15 @@ def test_a_network_that_reads_the_code_off_the_image(tmp_path):
     np.testing.assert_allclose(found, np.clip((expected + 1) / 2, 0, 1), atol=1e-5)
 
 
-def test_codes_of_another_protocol_are_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"codes of 2 numbers.*protocol=affine.*, codes of 6"):
-        export_generator(network(), tmp_path / "export", get_protocol("affine"))
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("affine", r"from codes of 2 numbers.*protocol=affine.*and codes of 6 numbers"),
+        ("shift-49", r"images of \(12, 12, 1\).*protocol=shift-49.*images of \(52, 52, 1\)"),
+        ("rotate-34", r"protocol=rotate-34, which is of recognition"),
+    ],
+)
+def test_another_protocol_is_refused(name, reason, tmp_path):
+    with pytest.raises(UsageError, match=reason):
+        export_generator(network(), tmp_path / "export", get_protocol(name))
     assert not list(tmp_path.iterdir())

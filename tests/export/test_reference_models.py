@@ -12,8 +12,7 @@ from tests.export import zoo
 from tests.export.test_parity import require
 from tfinv import export, models, report, runs
 from tfinv.data import load_dataset
-from tfinv.evaluation import load_model
-from tfinv.export.portable import functional
+from tfinv.export import load_model
 
 FOLDERS = sorted(path.parent for path in (ROOT / "saved_models" / "reference").glob(f"*/{runs.MODEL}"))
 
@@ -22,7 +21,7 @@ FOLDERS = sorted(path.parent for path in (ROOT / "saved_models" / "reference").g
 def trained(request):
     """A network of the zoo, the names of its classes, and its protocol."""
     protocol = report.protocol_of(models.read_run_config(request.param))
-    model = functional(load_model(request.param / runs.MODEL))
+    model = load_model(request.param / runs.MODEL)
     names = () if zoo.is_generator(model) else tuple(map(str, protocol.kept_classes(load_dataset("mnist"))))
     yield model, names, protocol
     keras.backend.clear_session()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.backend import array, gradients, tensor
+from tests.backend import array, compiled, gradients, tensor
 from tfinv import layers
 from tfinv.ops import dynamic_routing
 
@@ -177,8 +177,14 @@ def case_fixture(request):
 
 
 def call(layer, inputs):
-    tensors = [tensor(value, value.dtype.name) for value in inputs]
-    return layer(tensors[0] if len(tensors) == 1 else tensors)
+    def given(values):
+        return values[0] if len(values) == 1 else values
+
+    if not layer.built:  # before it is compiled
+        layer(given([keras.KerasTensor(value.shape, value.dtype.name) for value in inputs]))
+    return compiled(lambda *tensors: layer(given(tensors)))(
+        *(tensor(value, value.dtype.name) for value in inputs)
+    )
 
 
 def call_all(layer, inputs):
@@ -385,6 +391,8 @@ def test_routing_capsules_regularizer_counts_in_the_losses():
 def test_routing_capsules_errors():
     with pytest.raises(ValueError, match=r"known number.*input_shape=\(None, None, 3\)"):
         layers.RoutingCapsules(5, 4).build((None, None, 3))
+    with pytest.raises(ValueError, match=r"'fused'.*implementation=quick"):
+        layers.RoutingCapsules(5, 4, implementation="quick")
 
 
 @pytest.mark.parametrize(

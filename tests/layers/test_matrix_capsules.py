@@ -246,6 +246,7 @@ def test_a_stack_has_finite_gradients_by_poses_and_activations(iterations, varia
         poses, activations = top(conv([poses, activations]))
         return keras.ops.sum(poses[:, 0]) + keras.ops.sum(keras.ops.square(activations))
 
+    score(tensor(POSES), tensor(ACTIVATIONS))  # builds the layers
     for scale in (1e-3, 1.0, 1e3):
         for activations in (ACTIVATIONS, np.zeros_like(ACTIVATIONS), np.ones_like(ACTIVATIONS)):
             found = gradients(score, POSES * scale, activations)
@@ -278,6 +279,8 @@ def test_wrong_arguments_and_inputs_are_named(layer):
         layer(2, variant="hinton")
     with pytest.raises(ValueError, match=r"'fused'.*implementation=quick"):
         layer(2, implementation="quick")
+    with pytest.raises(ValueError, match=r"above 0.*final_inverse_temperature=0$"):
+        layer(2, final_inverse_temperature=0)
     for shapes in (
         [POSES.shape],
         [POSES.shape, (2, 6, 5)],

@@ -3,7 +3,7 @@
 from tfinv.export.classifier import classifier_endpoints
 from tfinv.export.endpoint import Endpoint
 from tfinv.export.generator import generator_endpoints
-from tfinv.export.loading import fused_ops, load
+from tfinv.export.loading import fused_ops, is_generator, load, load_model
 from tfinv.export.portable import portable, with_implementation
 from tfinv.export.saved_model import export_generator, export_saved_model
 from tfinv.export.to_litert import export_litert
@@ -18,7 +18,9 @@ __all__ = [
     "export_saved_model",
     "fused_ops",
     "generator_endpoints",
+    "is_generator",
     "load",
+    "load_model",
     "portable",
     "with_implementation",
 ]

@@ -9,9 +9,7 @@ from tfinv import models, ops, runs
 from tfinv.config import RunConfig
 from tfinv.data import Protocol, get_protocol, load_dataset
 from tfinv.errors import UsageError
-from tfinv.evaluation import load_model
-from tfinv.export.generator import is_generator
-from tfinv.export.portable import functional
+from tfinv.export.loading import is_generator, load_model
 from tfinv.export.saved_model import export_generator, export_saved_model
 from tfinv.export.to_litert import export_litert
 from tfinv.export.to_onnx import check_onnx, export_onnx
@@ -50,8 +48,12 @@ def export_model(
     kept = asked.exists() and output is None and not (fused or overwrite) and bool(onnx or litert)
     saved = None if kept else asked
     _check_targets(saved, onnx, litert, overwrite)
-    network = functional(load_model(file))
+    network = load_model(file)
     rendering = is_generator(network)
+    if rendering and class_names:
+        raise UsageError(f"The model renders images. Expected no --class-names. Received: {class_names}")
+    if not rendering and protocol:
+        raise UsageError(f"The model recognises images. Expected no --protocol. Received: {protocol}")
     chosen = _protocol(protocol, config) if rendering else None
     names = () if rendering else _class_names(network, class_names, config)
     for path in filter(None, (saved, onnx, litert)):
@@ -101,6 +103,10 @@ def _check_targets(saved: Path | None, onnx: Path | None, litert: Path | None, o
 def _protocol(name: str | None, config: RunConfig | None) -> Protocol:
     if name is None and config is None:
         raise UsageError("The model renders images. Name the protocol it was trained under by --protocol.")
+    if name and config and name != config.protocol:
+        raise UsageError(
+            f"The model was trained under protocol {config.protocol}. Received: --protocol {name}"
+        )
     return get_protocol(name or config.protocol)  # type: ignore[union-attr]
 
 

@@ -25,7 +25,7 @@ def generator_endpoints(model: keras.Model, protocol: Protocol) -> dict[str, End
         protocol: What it was trained under; gives the transformation and the pixel range.
 
     Raises:
-        UsageError: If its codes are not those of the protocol's transformation.
+        UsageError: If its codes or images are not those of the protocol, or the protocol asks for no images.
     """
     single = generator_endpoint(model, protocol)
 
@@ -50,14 +50,9 @@ def generator_endpoint(model: keras.Model, protocol: Protocol) -> Endpoint:
     """Returns "transform", as `generator_endpoints` has it but for one image or more."""
     transformation = get_transform(protocol.transformation)
     black, white = protocol.pixel_range
+    _check(model, protocol)
     signature = [tf.TensorSpec((None, *model.input["image"].shape[1:]), tf.float32, name="image")]
     if "code" in model.input:
-        size = model.input["code"].shape[1]
-        if size != transformation.CODE_SIZE:
-            raise UsageError(
-                f"The network takes codes of {size} numbers. Expected the protocol it was trained under. "
-                f"Received: protocol={protocol.name}, codes of {transformation.CODE_SIZE}"
-            )
         shape = (None, *transformation.PARAMETER_SHAPE)
         signature.append(tf.TensorSpec(shape, tf.float32, name="parameter"))
 
@@ -68,9 +63,16 @@ def generator_endpoint(model: keras.Model, protocol: Protocol) -> Endpoint:
     return Endpoint(transform, tuple(signature))
 
 
-def is_generator(model: keras.Model) -> bool:
-    """Tells whether a network renders images, by its inputs."""
-    return isinstance(model.input, dict) and "image" in model.input
+def _check(model: keras.Model, protocol: Protocol) -> None:
+    codes = f"codes of {get_transform(protocol.transformation).CODE_SIZE} numbers"
+    image = f"images of {protocol.output_shape(model.input['image'].shape[1:])}"
+    taken = f"codes of {model.input['code'].shape[1]} numbers" if "code" in model.input else codes
+    rendered = f"images of {tuple(model.output['image'].shape[1:])}"
+    if (taken, rendered, protocol.task) != (codes, image, "generation"):
+        raise UsageError(
+            f"The network renders {rendered} from {taken}. Expected the protocol it was trained under. "
+            f"Received: protocol={protocol.name}, which is of {protocol.task}, {image} and {codes}"
+        )
 
 
 def _render(model: keras.Model, image: tf.Tensor, *code: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,8 @@ from tfinv.data import Protocol
 from tfinv.errors import UsageError
 from tfinv.export.classifier import classifier_endpoint
 from tfinv.export.endpoint import Endpoint
-from tfinv.export.generator import generator_endpoint, is_generator
+from tfinv.export.generator import generator_endpoint
+from tfinv.export.loading import is_generator
 from tfinv.export.portable import portable
 
 
@@ -26,8 +27,3 @@ def single_endpoint(model: keras.Model, protocol: Protocol | None = None) -> tup
     if protocol is None:
         raise UsageError("A network that renders needs the protocol it was trained under.")
     return copy, generator_endpoint(copy, protocol)
-
-
-def first_line(error: BaseException) -> str:
-    """Returns what an error says first, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

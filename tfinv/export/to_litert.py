@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 
 from tfinv.data import Protocol
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, reason_of
 from tfinv.export.saved_model import write_endpoints
-from tfinv.export.single import first_line, single_endpoint
+from tfinv.export.single import single_endpoint
 from tfinv.files import replacing
 
 SIGNATURE = "predict"
@@ -44,7 +44,7 @@ def export_litert(
             content = converter.convert()
         except Exception as error:
             raise UsageError(
-                f"The model {model.name} cannot be converted to LiteRT: {first_line(error)}"
+                f"The model {model.name} cannot be converted to LiteRT: {reason_of(error)}"
             ) from error
     with replacing(path) as partial:
         partial.write_bytes(content)

@@ -9,8 +9,8 @@ from pathlib import Path
 import keras
 
 from tfinv.data import Protocol
-from tfinv.errors import UsageError
-from tfinv.export.single import first_line, single_endpoint
+from tfinv.errors import UsageError, reason_of
+from tfinv.export.single import single_endpoint
 from tfinv.files import replacing
 
 # tf2onnx's default, which every runtime of the last years takes.
@@ -51,9 +51,7 @@ def export_onnx(
             onnx.helper.set_model_props(proto, {"class_names": json.dumps(class_names)})
         onnx.checker.check_model(proto)  # tf2onnx leaves ops that it cannot convert as they are
     except Exception as error:
-        raise UsageError(
-            f"The model {model.name} cannot be converted to ONNX: {first_line(error)}"
-        ) from error
+        raise UsageError(f"The model {model.name} cannot be converted to ONNX: {reason_of(error)}") from error
     finally:
         log.setLevel(level)
     with replacing(path) as partial:

@@ -1,7 +1,7 @@
 """What is asked of a generator: its error by class and parameter, as table, figures and animation."""
 
 from tfinv.generation.animation import save_animation
-from tfinv.generation.errors import Renderer, evaluate_generation, is_generator, resolution, summarise
+from tfinv.generation.errors import Renderer, evaluate_generation, resolution, summarise
 from tfinv.generation.figures import error_against_parameter, panel, training_curve
 from tfinv.generation.report import columns, error_table
 from tfinv.generation.samples import prior_samples, samples_figure
@@ -12,7 +12,6 @@ __all__ = [
     "error_against_parameter",
     "error_table",
     "evaluate_generation",
-    "is_generator",
     "panel",
     "prior_samples",
     "resolution",

@@ -11,8 +11,8 @@ from rich.progress import track
 
 from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, scale_pixels, select
 from tfinv.data.transforms import get_transform
-from tfinv.errors import UsageError
-from tfinv.evaluation import load_model
+from tfinv.errors import UsageError, reason_of
+from tfinv.export import is_generator, load_model
 from tfinv.results import Provenance, to_frame
 
 BATCH_SIZE = 500
@@ -72,14 +72,6 @@ class Renderer:
         """Returns the mean squared error over the pixels of each image [N], in the protocol's pixel range."""
         difference = self.rendered(features, parameter) - self.expected(images, parameter)
         return tf.reduce_mean(tf.square(difference), axis=(1, 2, 3))
-
-
-def is_generator(model: Any) -> bool:
-    """Tells whether a loaded model is a generator, by its inputs."""
-    if isinstance(model, keras.Model):
-        return isinstance(model.input, dict) and "image" in model.input
-    signature = getattr(model, "tfinv_signature", None)
-    return signature is not None and "image" in signature.structured_outputs
 
 
 def _parts_of(model: Any) -> tuple[keras.Model, keras.Model] | None:
@@ -162,9 +154,9 @@ def _check_renderer(renderer: Renderer, protocol: Protocol, split: Split) -> Non
     try:
         shape = tuple(renderer.rendered(renderer.features(images), parameter).shape)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"The model does not render images of shape {images.shape} under {protocol.name}: {reason}"
+            f"The model does not render images of shape {images.shape} under {protocol.name}: "
+            f"{reason_of(error)}"
         ) from error
     expected = (1, *protocol.output_shape(images.shape[1:]))
     if shape != expected:

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfinv.layers  # noqa: F401  registers the layers that a file may contain
 from tfinv.config import ImaginationConfig
 from tfinv.data import Protocol, Split
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, reason_of
 from tfinv.files import replacing
 from tfinv.imagination.address import learn_address_field
 from tfinv.imagination.operators import assemble, learn_operators
@@ -91,5 +91,6 @@ def load_or_learn(
         with tf.device("CPU:0"):  # where the input pipeline runs
             return keras.models.load_model(path, compile=False)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"Damaged file: {path} ({reason}). Start again with --overwrite.") from None
+        raise UsageError(
+            f"Damaged file: {path} ({reason_of(error)}). Start again with --overwrite."
+        ) from None

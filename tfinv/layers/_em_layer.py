@@ -2,8 +2,7 @@
 
 import keras
 
-from tfinv.layers._checks import check_at_least_one
-from tfinv.ops import EM_VARIANTS, IMPLEMENTATIONS
+from tfinv.ops._options import check_em_options, check_implementation
 
 
 class EMLayer(keras.layers.Layer):
@@ -20,17 +19,8 @@ class EMLayer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_at_least_one(num_iterations=num_iterations)
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"Invalid value for argument implementation. Expected one of {IMPLEMENTATIONS}. "
-                f"Received: implementation={implementation}"
-            )
-        if variant not in EM_VARIANTS:
-            raise ValueError(
-                f"Invalid value for argument variant. Expected one of {EM_VARIANTS}. "
-                f"Received: variant={variant}"
-            )
+        check_implementation(implementation)
+        check_em_options(num_iterations, variant, final_inverse_temperature)
         self.num_iterations = num_iterations
         self.variant = variant
         self.final_inverse_temperature = final_inverse_temperature

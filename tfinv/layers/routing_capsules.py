@@ -2,10 +2,10 @@
 
 import keras
 
-from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._fully_connected_capsules import FullyConnectedCapsules
 from tfinv.layers._fused import forbid_xla_if_fused
 from tfinv.ops import Implementation, dynamic_routing
+from tfinv.ops._options import check_implementation, check_iterations
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -47,7 +47,8 @@ class RoutingCapsules(FullyConnectedCapsules):
         **kwargs,
     ):
         super().__init__(num_capsules, pose_dim, use_bias, kernel_initializer, kernel_regularizer, **kwargs)
-        check_at_least_one(num_iterations=num_iterations)
+        check_iterations(num_iterations)
+        check_implementation(implementation)
         self.num_iterations = num_iterations
         self.implementation = implementation
 

@@ -1,6 +1,7 @@
 """Capsule operations: squashing and routing."""
 
 from tfinv.ops._library import BuildInfo, build_info
+from tfinv.ops._options import EM_VARIANTS, IMPLEMENTATIONS, EmVariant, Implementation
 from tfinv.ops.attention_routing import (
     exponential_squash,
     self_attention_routing,
@@ -8,10 +9,6 @@ from tfinv.ops.attention_routing import (
 )
 from tfinv.ops.reference import length, squash
 from tfinv.ops.routing import (
-    EM_VARIANTS,
-    IMPLEMENTATIONS,
-    EmVariant,
-    Implementation,
     dynamic_routing,
     dynamic_routing_from_votes,
     em_routing,

@@ -3,18 +3,19 @@
 import logging
 import math
 from functools import cache
-from typing import Literal, get_args
 
 import keras
 
 from tfinv.errors import UsageError
 from tfinv.ops import _library, em_reference, reference
 from tfinv.ops._checks import check_bias, check_poses_and_weights, check_rank
-
-Implementation = Literal["auto", "reference", "fused"]
-IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
-EmVariant = Literal["hinton2018", "article"]
-EM_VARIANTS: tuple[str, ...] = get_args(EmVariant)
+from tfinv.ops._options import (
+    EmVariant,
+    Implementation,
+    check_em_options,
+    check_implementation,
+    check_iterations,
+)
 
 _logger = logging.getLogger("tfinv")
 
@@ -36,7 +37,7 @@ def resolve_implementation(implementation: str = "auto") -> str:
         ValueError: If the value is none of the three.
         UsageError: If the fused op cannot be had although "fused" or TFINV_REQUIRE_FUSED=1 asks for it.
     """
-    _check_implementation(implementation)
+    check_implementation(implementation)
     if implementation == "reference":
         return "reference"
     info = _library.build_info()
@@ -90,7 +91,7 @@ def dynamic_routing(
         Sabour et al. 2017, "Dynamic Routing Between Capsules", procedure 1.
     """
     check_poses_and_weights(poses, weights)
-    _check_iterations(num_iterations)
+    check_iterations(num_iterations)
     check_bias(bias, weights.shape[0], weights.shape[1])
     if _takes_fused(implementation, poses, weights):
         return _library.fused_module().dynamic_routing(poses, weights, num_iterations, bias)
@@ -116,7 +117,7 @@ def dynamic_routing_from_votes(
         UsageError: If "fused" is asked for.
     """
     check_rank("votes", votes, "[B, I, J, D]")
-    _check_iterations(num_iterations)
+    check_iterations(num_iterations)
     check_bias(bias, votes.shape[1], votes.shape[2])
     _check_votes_implementation(implementation)
     return reference.dynamic_routing_from_votes(votes, num_iterations, bias)
@@ -177,7 +178,7 @@ def em_routing(
             f"Received: poses.shape={tuple(poses.shape)}, weights.shape={tuple(weights.shape)}"
         )
     _check_em(poses, "poses", activations, beta_u, beta_a, parents, (size, size))
-    _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
+    check_em_options(num_iterations, variant, final_inverse_temperature, variance_floor)
     check_bias(bias, children, parents)
     if _takes_fused(implementation, poses, activations, weights):
         return _library.fused_module().em_routing(
@@ -242,7 +243,7 @@ def em_routing_from_votes(
     check_rank("activations", activations, "[B, I]")
     _, children, parents, components = votes.shape
     _check_em(votes, "votes", activations, beta_u, beta_a, parents, (components,))
-    _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor)
+    check_em_options(num_iterations, variant, final_inverse_temperature, variance_floor)
     check_bias(bias, children, parents)
     _check_votes_implementation(implementation)
     return em_reference.em_routing_from_votes(
@@ -265,28 +266,12 @@ def _takes_fused(implementation: str, *tensors) -> bool:
     return runs_fused(implementation, *(keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors))
 
 
-def _check_implementation(implementation: str) -> None:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"Invalid value for argument implementation. Expected one of {IMPLEMENTATIONS}. "
-            f"Received: implementation={implementation}"
-        )
-
-
 def _check_votes_implementation(implementation: str) -> None:
-    _check_implementation(implementation)
+    check_implementation(implementation)
     if implementation == "fused":
         raise UsageError(
             "Invalid value for argument implementation. Expected 'auto' or 'reference': the fused op takes "
             f"poses and weights, and never forms votes. Received: implementation={implementation}"
-        )
-
-
-def _check_iterations(num_iterations: int) -> None:
-    if num_iterations < 1:
-        raise ValueError(
-            "Invalid value for argument num_iterations. Expected an integer of at least 1. "
-            f"Received: num_iterations={num_iterations}"
         )
 
 
@@ -312,20 +297,3 @@ def _check_em(children, name, activations, beta_u, beta_a, parents, pose_shape) 
             f"Invalid shape of argument beta_a. Expected [J] = ({parents},). "
             f"Received: beta_a.shape={tuple(beta_a.shape)}"
         )
-
-
-def _check_em_numbers(num_iterations, variant, final_inverse_temperature, variance_floor) -> None:
-    _check_iterations(num_iterations)
-    if variant not in EM_VARIANTS:
-        raise ValueError(
-            f"Invalid value for argument variant. Expected one of {EM_VARIANTS}. Received: variant={variant}"
-        )
-    for name, value in (
-        ("final_inverse_temperature", final_inverse_temperature),
-        ("variance_floor", variance_floor),
-    ):
-        if not 0.0 < value < float("inf"):
-            raise ValueError(
-                f"Invalid value for argument {name}. Expected a finite number above 0. "
-                f"Received: {name}={value}"
-            )

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfinv import export
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, reason_of
 
 # What a request means that names no signature, the first that there is.
 _DEFAULTS = ("serving_default", "classify", "transform", "generate")
@@ -69,8 +69,7 @@ class Servable:
         try:
             self._module = export.load(path)
         except (OSError, ValueError, tf.errors.OpError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"Cannot read a SavedModel from {path}: {reason}") from None
+            raise UsageError(f"Cannot read a SavedModel from {path}: {reason_of(error)}") from None
         signatures = dict(self._module.signatures)
         if not signatures:
             raise UsageError(f"Nothing to serve: {path} has no signatures.")
