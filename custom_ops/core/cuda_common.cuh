@@ -111,6 +111,9 @@ struct Place {
   }
 };
 
+// The larger of both, and NaN if the value is, unlike fmaxf.
+__device__ inline float AtLeast(float floor, float value) { return value < floor ? floor : value; }
+
 struct Maximum {
   __device__ static float Of(float a, float b) { return fmaxf(a, b); }
 };

@@ -27,7 +27,7 @@ struct EmData {
     return (b * in.parents + j) * RowFloats(in.kind.Vote());
   }
   __device__ float LogActivation(int64_t at) const {
-    return activations ? logf(fmaxf(activations[at], kActivationFloor)) : 0.0f;
+    return activations ? logf(AtLeast(kActivationFloor, activations[at])) : 0.0f;
   }
 };
 

@@ -56,7 +56,7 @@ struct FixedInputs {
   const float *poses, *activations, *weights, *bias;
 
   __device__ float LogActivation(float activation) const {
-    return weighing ? Log2(fmaxf(activation, kActivationFloor)) : 0.0f;
+    return weighing ? Log2(AtLeast(kActivationFloor, activation)) : 0.0f;
   }
 };
 
@@ -165,8 +165,8 @@ __device__ Coupling FirstCoupling(const FixedInputs& in, const Tile<kWidth>& at,
   // A bias of -FLT_MAX, which masks, must not become infinite.
   constexpr float kMost = FLT_MAX / 2.0f;
   if (in.bias) {
-    const float bias = in.bias[int64_t{i} * in.parents + at.j];
-    return Softmax<kWidth>(kLog2E * fminf(fmaxf(bias, -kMost), kMost), at.parent);
+    const float bias = AtLeast(-kMost, in.bias[int64_t{i} * in.parents + at.j]);
+    return Softmax<kWidth>(kLog2E * -AtLeast(-kMost, -bias), at.parent);
   }
   return {-in.log_parents, Exp2(-in.log_parents)};
 }

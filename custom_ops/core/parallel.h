@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -20,7 +21,8 @@ struct Executor {
   std::function<void(std::function<void()>)> schedule;
 };
 
-// Calls task(0) ... task(count - 1), each once, in any order and on any thread; returns when all are done.
+// Calls task(0) ... task(count - 1), each once, in any order and on any thread; returns when all are done, or
+// then throws what one of them threw, such as std::bad_alloc: no thread of the host may see it.
 inline void ParallelFor(const Executor& executor, int64_t count, std::function<void(int64_t)> task) {
   if (count <= 0) return;
   const int64_t helpers = executor.schedule ? std::min<int64_t>(executor.threads, count) - 1 : 0;
@@ -34,6 +36,7 @@ inline void ParallelFor(const Executor& executor, int64_t count, std::function<v
     std::atomic<int64_t> next{0}, done{0};
     std::mutex mutex;
     std::condition_variable finished;
+    std::exception_ptr thrown;
   };
   // Shared: a helper that starts late finds no task left and touches nothing but this.
   auto state = std::make_shared<State>();
@@ -41,7 +44,12 @@ inline void ParallelFor(const Executor& executor, int64_t count, std::function<v
   state->count = count;
   auto work = [state] {
     for (int64_t index; (index = state->next.fetch_add(1)) < state->count;) {
-      state->task(index);
+      try {
+        state->task(index);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(state->mutex);
+        state->thrown = std::current_exception();
+      }
       if (state->done.fetch_add(1) + 1 == state->count) {
         std::lock_guard<std::mutex> lock(state->mutex);
         state->finished.notify_all();
@@ -52,6 +60,7 @@ inline void ParallelFor(const Executor& executor, int64_t count, std::function<v
   work();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->finished.wait(lock, [&] { return state->done.load() == state->count; });
+  if (state->thrown) std::rethrow_exception(state->thrown);
 }
 
 }  // namespace tfinv

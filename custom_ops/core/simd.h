@@ -24,6 +24,7 @@ TFINV_INLINE Vec Load(const float* from) { return *reinterpret_cast<const Vec*>(
 TFINV_INLINE void Store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
 TFINV_INLINE Vec LoadUnaligned(const float* from) { return *reinterpret_cast<const VecUnaligned*>(from); }
 TFINV_INLINE void StoreUnaligned(float* to, Vec value) { *reinterpret_cast<VecUnaligned*>(to) = value; }
+// Of NaN and a number, the second.
 #if defined(__AVX2__) && !defined(__AVX512F__)
 TFINV_INLINE Vec Max(Vec a, Vec b) { return __builtin_ia32_maxps256(a, b); }  // gcc 12 compares and blends
 TFINV_INLINE Vec Min(Vec a, Vec b) { return __builtin_ia32_minps256(a, b); }
@@ -40,11 +41,11 @@ TFINV_INLINE Vec BroadcastPair(const float* from) {
 TFINV_INLINE IntVec Bits(Vec value) { return (IntVec)value; }
 TFINV_INLINE Vec FromBits(IntVec bits) { return (Vec)bits; }
 
-// e^x for x up to 88.3, 0 below -87.3 (no subnormal results). x log2(e) = n + f with n the nearest integer; 2^f is
-// its Taylor polynomial. Relative error below 2e-7 + 2e-8 |x|.
-TFINV_INLINE Vec Exp(Vec x) {
-  const IntVec exists = x > -87.3f;
-  x = Max(x, Broadcast(-87.3f));
+// e^x for x up to 88.3, 0 below -87.3 (no subnormal results), NaN of NaN. x log2(e) = n + f with n the nearest
+// integer; 2^f is its Taylor polynomial. Relative error below 2e-7 + 2e-8 |x|.
+TFINV_INLINE Vec Exp(Vec given) {
+  const IntVec exists = given > -87.3f;
+  const Vec x = Max(given, Broadcast(-87.3f));
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   const float rounder = 12582912.0f, log2e = 1.44269504f;
   const Vec shifted = x * log2e + rounder;
@@ -55,11 +56,12 @@ TFINV_INLINE Vec Exp(Vec x) {
   p = p * f + 2.40226507e-1f;
   p = p * f + 6.93147181e-1f;
   p = p * f + 1.0f;
-  return (Vec)((Bits(p) + (Bits(shifted) << 23)) & exists);
+  const Vec power = (Vec)((Bits(p) + (Bits(shifted) << 23)) & exists);
+  return given == given ? power : given;
 }
 
-// Natural logarithm of a positive, normal, finite x: x = 2^n m with m in [sqrt(1/2), sqrt(2)),
-// log m = 2 atanh(s) with s = (m - 1) / (m + 1), |s| < 0.172. Absolute error below 1e-7 in log m.
+// Natural logarithm of a positive, normal x: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh(s) with
+// s = (m - 1) / (m + 1), |s| < 0.172. Absolute error below 1e-7 in log m. Infinity and NaN stay what they are.
 TFINV_INLINE Vec Log(Vec x) {
   const IntVec bits = Bits(x);
   const IntVec exponent = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3: sqrt(1/2)
@@ -70,7 +72,8 @@ TFINV_INLINE Vec Log(Vec x) {
   Vec p = z * (2.0f / 9.0f) + (2.0f / 7.0f);
   p = p * z + (2.0f / 5.0f);
   p = p * z + (2.0f / 3.0f);
-  return (n * 0.693359375f + 2.0f * s) + (s * z * p - n * 2.12194440e-4f);
+  const Vec log = (n * 0.693359375f + 2.0f * s) + (s * z * p - n * 2.12194440e-4f);
+  return x < __builtin_inff() ? log : x;
 }
 
 // In a register from here on: gcc loads a value again for each product it is in, and loads are scarcer.

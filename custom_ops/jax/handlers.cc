@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 #include <initializer_list>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -54,9 +55,17 @@ float* DataOrNull(Output& buffer) { return buffer->element_count() ? buffer->typ
 struct Cpu {
   ffi::ThreadPool& pool;
 
-  Executor MakeExecutor() const {
-    return {static_cast<int>(pool.num_threads()),
-            [this](std::function<void()> work) { pool.Schedule(std::move(work)); }};
+  // Calls run(executor) with the threads that XLA lends; lack of memory fails the op, not the process.
+  template <typename Call>
+  ffi::Error Run(const Call& run) const {
+    try {
+      run(Executor{static_cast<int>(pool.num_threads()),
+                   [this](std::function<void()> work) { pool.Schedule(std::move(work)); }});
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                        "Out of memory in a routing op. Use a smaller batch.");
+    }
+    return ffi::Error::Success();
   }
 };
 
@@ -107,17 +116,19 @@ ffi::Error ReadDims(const Input& poses, const Input& weights, const Input& bias,
 
 ffi::Error Run(const Cpu& cpu, const DynamicDims& dims, Input poses, Input weights, Input bias,
                Output outputs, Output sums) {
-  DynamicForward(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), outputs->typed_data(),
-                 sums->typed_data(), cpu.MakeExecutor());
-  return ffi::Error::Success();
+  return cpu.Run([&](const Executor& executor) {
+    DynamicForward(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), outputs->typed_data(),
+                   sums->typed_data(), executor);
+  });
 }
 
 ffi::Error RunGradient(const Cpu& cpu, const DynamicDims& dims, Input poses, Input weights, Input bias,
                        Input sums, Input doutputs, Output dposes, Output dweights, Output dbias) {
-  DynamicBackward(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), sums.typed_data(),
-                  doutputs.typed_data(), dposes->typed_data(), dweights->typed_data(), DataOrNull(dbias),
-                  cpu.MakeExecutor());
-  return ffi::Error::Success();
+  return cpu.Run([&](const Executor& executor) {
+    DynamicBackward(dims, poses.typed_data(), weights.typed_data(), DataOrNull(bias), sums.typed_data(),
+                    doutputs.typed_data(), dposes->typed_data(), dweights->typed_data(), DataOrNull(dbias),
+                    executor);
+  });
 }
 
 #ifdef TFINV_WITH_CUDA
@@ -213,20 +224,22 @@ struct EmGradients {
 
 ffi::Error Run(const Cpu& cpu, const EmDims& dims, EmInputs in, Output outputs, Output output_activations,
                Output statistics) {
-  EmForward(dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
-            in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias), outputs->typed_data(),
-            output_activations->typed_data(), statistics->typed_data(), cpu.MakeExecutor());
-  return ffi::Error::Success();
+  return cpu.Run([&](const Executor& executor) {
+    EmForward(dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
+              in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias), outputs->typed_data(),
+              output_activations->typed_data(), statistics->typed_data(), executor);
+  });
 }
 
 ffi::Error RunGradient(const Cpu& cpu, const EmDims& dims, EmInputs in, EmGiven given, EmGradients out) {
-  EmBackward(dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
-             in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias),
-             given.statistics.typed_data(), given.doutputs.typed_data(),
-             given.doutput_activations.typed_data(), out.dposes->typed_data(), out.dactivations->typed_data(),
-             out.dweights->typed_data(), out.dbeta_u->typed_data(), out.dbeta_a->typed_data(),
-             DataOrNull(out.dbias), cpu.MakeExecutor());
-  return ffi::Error::Success();
+  return cpu.Run([&](const Executor& executor) {
+    EmBackward(dims, in.poses.typed_data(), in.activations.typed_data(), in.weights.typed_data(),
+               in.beta_u.typed_data(), in.beta_a.typed_data(), DataOrNull(in.bias),
+               given.statistics.typed_data(), given.doutputs.typed_data(),
+               given.doutput_activations.typed_data(), out.dposes->typed_data(),
+               out.dactivations->typed_data(), out.dweights->typed_data(), out.dbeta_u->typed_data(),
+               out.dbeta_a->typed_data(), DataOrNull(out.dbias), executor);
+  });
 }
 
 #ifdef TFINV_WITH_CUDA

@@ -6,13 +6,17 @@ namespace {
 
 void Forward(Cpu, OpKernelContext* ctx, const DynamicDims& dims, const float* poses, const float* weights,
              const float* bias, float* outputs, float* sums) {
-  DynamicForward(dims, poses, weights, bias, outputs, sums, MakeExecutor(ctx));
+  RunOnCpu(ctx, [&](const Executor& executor) {
+    DynamicForward(dims, poses, weights, bias, outputs, sums, executor);
+  });
 }
 
 void Backward(Cpu, OpKernelContext* ctx, const DynamicDims& dims, const float* poses, const float* weights,
               const float* bias, const float* sums, const float* doutputs, float* dposes, float* dweights,
               float* dbias) {
-  DynamicBackward(dims, poses, weights, bias, sums, doutputs, dposes, dweights, dbias, MakeExecutor(ctx));
+  RunOnCpu(ctx, [&](const Executor& executor) {
+    DynamicBackward(dims, poses, weights, bias, sums, doutputs, dposes, dweights, dbias, executor);
+  });
 }
 
 #ifdef TFINV_WITH_CUDA

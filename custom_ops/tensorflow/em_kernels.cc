@@ -18,15 +18,18 @@ struct EmGradients {
 
 void Forward(Cpu, OpKernelContext* ctx, const EmDims& dims, const EmInputs& in, float* outputs,
              float* output_activations, float* statistics) {
-  EmForward(dims, in.poses, in.activations, in.weights, in.beta_u, in.beta_a, in.bias, outputs,
-            output_activations, statistics, MakeExecutor(ctx));
+  RunOnCpu(ctx, [&](const Executor& executor) {
+    EmForward(dims, in.poses, in.activations, in.weights, in.beta_u, in.beta_a, in.bias, outputs,
+              output_activations, statistics, executor);
+  });
 }
 
 void Backward(Cpu, OpKernelContext* ctx, const EmDims& dims, const EmInputs& in, const float* statistics,
               const float* doutputs, const float* doutput_activations, const EmGradients& d) {
-  EmBackward(dims, in.poses, in.activations, in.weights, in.beta_u, in.beta_a, in.bias, statistics, doutputs,
-             doutput_activations, d.poses, d.activations, d.weights, d.beta_u, d.beta_a, d.bias,
-             MakeExecutor(ctx));
+  RunOnCpu(ctx, [&](const Executor& executor) {
+    EmBackward(dims, in.poses, in.activations, in.weights, in.beta_u, in.beta_a, in.bias, statistics, doutputs,
+               doutput_activations, d.poses, d.activations, d.weights, d.beta_u, d.beta_a, d.bias, executor);
+  });
 }
 
 #ifdef TFINV_WITH_CUDA

@@ -3,6 +3,7 @@
 #define TFINV_CUSTOM_OPS_TENSORFLOW_KERNEL_H_
 
 #include <functional>
+#include <new>
 #include <utility>
 
 #include "core/routing.h"
@@ -59,11 +60,16 @@ inline const float* DataOrNull(const Tensor& tensor) { return tensor.NumElements
 inline float* Data(Tensor* tensor) { return tensor->flat<float>().data(); }
 inline float* DataOrNull(Tensor* tensor) { return tensor->NumElements() ? Data(tensor) : nullptr; }
 
-// The threads that TensorFlow lends to a CPU kernel.
-inline Executor MakeExecutor(OpKernelContext* ctx) {
+// Calls run(executor) with the threads that TensorFlow lends; lack of memory fails the op, not the process.
+template <typename Run>
+void RunOnCpu(OpKernelContext* ctx, const Run& run) {
   const auto& workers = *ctx->device()->tensorflow_cpu_worker_threads();
-  return {workers.num_threads,
-          [pool = workers.workers](std::function<void()> work) { pool->Schedule(std::move(work)); }};
+  const auto schedule = [pool = workers.workers](std::function<void()> work) { pool->Schedule(std::move(work)); };
+  try {
+    run(Executor{workers.num_threads, schedule});
+  } catch (const std::bad_alloc&) {
+    ctx->CtxFailure(tensorflow::errors::ResourceExhausted("Out of memory in a routing op. Use a smaller batch."));
+  }
 }
 
 #ifdef TFINV_WITH_CUDA

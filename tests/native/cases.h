@@ -250,6 +250,57 @@ void ExpectSame(const Case& problem, const typename Case::Results& first,
       Fail("%s: %s is not bitwise the same: %s", problem.Name().c_str(), a[n].first.c_str(), why);
 }
 
+// Inputs of the forward pass that reach the outputs.
+struct Given {
+  std::vector<float>* values;
+  bool by_sample;
+};
+inline std::vector<Given> GivenOf(DynamicCase& problem) {
+  auto& in = problem.inputs;
+  return {{&in.poses, true}, {&in.weights, false}, {&in.bias, false}};
+}
+inline std::vector<Given> GivenOf(EmCase& problem) {
+  auto& in = problem.inputs;
+  std::vector<Given> given = {{&in.poses, true}, {&in.weights, false}, {&in.beta_u, false}, {&in.beta_a, false},
+                              {&in.bias, false}};
+  if (problem.dims.variant == EmVariant::kHinton2018) given.push_back({&in.activations, true});
+  return given;
+}
+inline std::vector<const std::vector<float>*> OutputsOf(const DynamicCase::Results& results) {
+  return {&results.outputs};
+}
+inline std::vector<const std::vector<float>*> OutputsOf(const EmCase::Results& results) {
+  return {&results.outputs, &results.output_activations};
+}
+
+// NaN given to run(problem) comes out again, or nobody would see that a training has diverged; it comes out of
+// the samples that it was given for, and all others stay what they are.
+template <typename Case, typename Run>
+void CheckNotANumber(Case problem, const Run& run) {
+  const auto clean = run(problem);
+  for (const Given& given : GivenOf(problem)) {
+    if (given.values->empty()) continue;
+    const float before = given.values->front();
+    given.values->front() = std::nanf("");
+    const auto results = run(problem);
+    given.values->front() = before;
+    for (int64_t b = 0; b < problem.dims.batch; ++b) {
+      bool missing = true, same = true;
+      for (size_t n = 0; n < OutputsOf(results).size(); ++n) {
+        const std::vector<float>&found = *OutputsOf(results)[n], &expected = *OutputsOf(clean)[n];
+        const size_t size = found.size() / problem.dims.batch;
+        for (size_t at = b * size; at < (b + 1) * size; ++at) {
+          missing = missing && !std::isnan(found[at]);
+          same = same && found[at] == expected[at];
+        }
+      }
+      if (given.by_sample && b > 0 ? !same : missing)
+        Fail("%s: NaN in an input of %zu values is %s of sample %d", problem.Name().c_str(),
+             given.values->size(), missing ? "lost on the way to the outputs" : "in the outputs", int(b));
+    }
+  }
+}
+
 // Prints what was compared and how far off it was; returns the exit status.
 inline int Report(const char* name, const char* device) {
   for (const auto& [tensor, error] : tally.worst) std::printf("  %-20s %.2g\n", tensor.c_str(), error);

@@ -4,6 +4,8 @@
 //
 // The environment variable TFINV_ISA chooses the instruction set.
 #include <array>
+#include <atomic>
+#include <new>
 
 #include "run_cpu.h"
 
@@ -258,6 +260,16 @@ void EmExtremes() {
       }
 }
 
+void NotANumber() {
+  const auto run = [](const auto& problem) { return Run(problem, {}); };
+  for (bool bias : {false, true})
+    for (int64_t child_dim : {8, 5}) {
+      CheckNotANumber(MakeDynamic({3, 9, 5, child_dim, 16, 2}, bias, 18), run);
+      for (EmVariant variant : kVariants)
+        for (int64_t pose_size : {4, 3}) CheckNotANumber(MakeEm(EmOf(3, 9, 5, pose_size, 2, variant), bias, 18), run);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // Threads.
 
@@ -291,6 +303,24 @@ void Threads() {
       SameOnAnyExecutor(MakeEm(EmOf(1, 72, 16, 4, 2, variant), bias, 15));
       SameOnAnyExecutor(MakeEm(EmOf(10, 33, 5, 3, 3, variant), bias, 15));
     }
+  }
+}
+
+// What a task throws reaches the caller, and no thread of the pool; the other tasks are done all the same.
+void ThreadsThatThrow() {
+  for (int threads : {1, 3}) {
+    Pool pool(threads);
+    std::atomic<int> done{0};
+    bool caught = false;
+    try {
+      ParallelFor(pool.Lend(), 20, [&](int64_t index) {
+        if (index % 7 == 3) throw std::bad_alloc();
+        ++done;
+      });
+    } catch (const std::bad_alloc&) {
+      caught = true;
+    }
+    if (!caught || (threads > 1 && done != 17)) Fail("threads=%d: caught=%d done=%d", threads, caught, int(done));
   }
 }
 
@@ -329,7 +359,9 @@ constexpr Test kTests[] = {{"reference_gradients", ReferenceGradients, 0.0},
                            {"empty_batch", EmptyBatch, 0.0},
                            {"dynamic_extremes", DynamicExtremes, 0.2},
                            {"em_extremes", EmExtremes, 0.2},
+                           {"not_a_number", NotANumber, 0.0},
                            {"threads", Threads, 0.02},
+                           {"threads_that_throw", ThreadsThatThrow, 0.0},
                            {"threads_two_callers", ThreadsOfTwoCallers, 0.0}};
 
 int Main(const char* part) {

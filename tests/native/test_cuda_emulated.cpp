@@ -181,6 +181,18 @@ void Orders() {
   });
 }
 
+// The kernels of fixed and of any sizes; the widths at which a parent has one lane, several, or none of its own.
+void NotANumber() {
+  const auto run = [](const auto& problem) { return RunCuda(problem, 0); };
+  for (bool bias : {false, true}) {
+    for (int parents : {10, 33}) CheckNotANumber(MakeDynamic({2, 5, parents, 8, 16, 2}, bias, 3), run);
+    CheckNotANumber(MakeDynamic({2, 5, 3, 5, 7, 2}, bias, 3), run);
+    for (EmVariant variant : kVariants)
+      for (auto [parents, pose_size] : {std::array{5, 4}, {33, 4}, {5, 3}})
+        CheckNotANumber(MakeEm(EmOf(2, 5, parents, pose_size, 2, variant), bias, 3), run);
+  }
+}
+
 // Each thread hands its number to a neighbour through shared memory.
 void HandOver(bool barrier, int* received) {
   TFINV_SHARED(shared);
@@ -277,7 +289,7 @@ struct Test {
 };
 constexpr Test kTests[] = {
     {"parity", Parity},     {"divided_work", DividedWork},       {"orders", Orders},
-    {"extremes", Extremes}, {"long_sums", LongSums}, {"missing_barrier", MissingBarrier}, {"refusals", Refusals}};
+    {"extremes", Extremes}, {"not_a_number", NotANumber}, {"long_sums", LongSums}, {"missing_barrier", MissingBarrier}, {"refusals", Refusals}};
 
 }  // namespace
 

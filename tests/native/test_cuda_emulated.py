@@ -61,7 +61,7 @@ def test_kernels_equal_the_reference(programs, name):
     expect_passed(run(programs[0], name), compared=True)
 
 
-@pytest.mark.parametrize("name", ["orders", "missing_barrier", "refusals"])
+@pytest.mark.parametrize("name", ["orders", "not_a_number", "missing_barrier", "refusals"])
 def test_threads_and_limits(programs, name):
     expect_passed(run(programs[0], name), compared=False)
 

@@ -427,6 +427,15 @@ def test_extremes_give_finite_values_and_gradients(name, shape, variant, impleme
 
 
 @pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("name", ["poses", "activations", "weights", "beta_u", "beta_a", "bias"])
+def test_not_a_number_is_not_lost(name, implementation):
+    values = problem((2, 5, 4, 2))
+    values[name].flat[0] = np.nan
+    found = route(values, 2, "hinton2018", implementation=implementation)
+    assert any(np.isnan(array(part)[0]).any() for part in found)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "auto"])
 @pytest.mark.parametrize("variant", EM_VARIANTS)
 def test_logits_too_large_for_fractions_still_make_probabilities(variant, implementation):
     values = problem((3, 7, 5, 2))

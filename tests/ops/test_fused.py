@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -407,6 +408,27 @@ def test_gradient_ops_check_what_they_are_given():
                 inverse_temperatures=[0.1, 0.1],
                 variance_floor=1e-3,
             )
+
+
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
+
+@pytest.mark.skipif(
+    not OVERCOMMIT.exists() or OVERCOMMIT.read_text().strip() == "1", reason="the system promises any memory"
+)
+def test_lack_of_memory_fails_the_op_and_not_the_process():
+    children = parents = 4000
+    iterations = 300  # whose couplings take 300 GB
+    zeros = tf.zeros
+    with pytest.raises(tf.errors.ResourceExhaustedError, match="Out of memory in a routing op"):
+        fused_ops._ops().tfinv_em_routing_grad(
+            *(zeros((1, children, 1, 1)), zeros((1, children)), zeros((children, parents, 1, 1))),
+            *(zeros(parents), zeros(parents), zeros((0, 0)), zeros((iterations, 1, parents, 3))),
+            *(zeros((1, parents, 1, 1)), zeros((1, parents))),
+            em_variant="hinton2018",
+            inverse_temperatures=[1.0] * iterations,
+            variance_floor=1e-4,
+        )
 
 
 def test_votes_are_never_for_the_fused_op():

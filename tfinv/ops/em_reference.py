@@ -155,7 +155,7 @@ def route_votes(
         # The child activation cancels. Times zero, so that its gradient is zero rather than missing.
         log_activations = ops.expand_dims(0.0 * activations, 1)  # [B, 1, I]
     else:
-        active = ops.where(activations > ACTIVATION_FLOOR, activations, ACTIVATION_FLOOR)
+        active = ops.where(activations < ACTIVATION_FLOOR, ACTIVATION_FLOOR, activations)
         log_activations = ops.expand_dims(ops.log(active), 1)
     if bias is None:
         log_coupling = -math.log(parents)
