@@ -144,7 +144,7 @@ def test_fewer_epochs_are_no_resumption(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
-    (directory / ".partial-1-config.json").write_text("{")
+    (directory / f".partial-{'0' * 32}-config.json").write_text("{")
     runs.prepare(directory, CONFIG)
     assert [path.name for path in directory.iterdir()] == [runs.CONFIG]
 

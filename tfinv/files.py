@@ -1,7 +1,8 @@
-"""Replacing files and folders atomically, so that neither a kill nor a full disk costs the old one."""
+"""Replacing files and folders, so that neither a kill nor a full disk costs the old one."""
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,12 +10,15 @@ from pathlib import Path
 
 from tfinv.errors import UsageError
 
-_PREFIX = ".partial-"
+# What is being written, or was there before (.old), and the name that it is for.
+_PARTIAL = re.compile(r"\.partial-[0-9a-f]{32}(\.old)?-(.+)", re.DOTALL)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path`, with its suffix, that takes its place when the block succeeds.
+
+    An old folder is moved aside until the new one is there; what a kill leaves is for `remove_partial`.
 
     Args:
         path: File or folder to write; it need not exist.
@@ -23,26 +27,46 @@ def replacing(path: Path) -> Iterator[Path]:
         Path to write the new file or folder to; nothing stays there if the block fails.
     """
     # In the same folder, because a rename is atomic only within one file system.
-    partial = path.with_name(f"{_PREFIX}{uuid.uuid4().hex}-{path.name}")
+    unique = f".partial-{uuid.uuid4().hex}"
+    partial, old = (path.with_name(f"{unique}{part}-{path.name}") for part in ("", ".old"))
     try:
         yield partial
-        if partial.is_dir():
-            shutil.rmtree(path, ignore_errors=True)  # a folder cannot be renamed onto a full one
+        if partial.is_dir() and path.is_dir():
+            os.replace(path, old)  # a folder cannot be renamed onto a full one
         os.replace(partial, path)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _put_back(old, path)
+        _remove(partial)
+        _remove(old)
 
 
-def remove_partial(directory: Path) -> None:
-    """Removes what `replacing` left in `directory` when its process was killed."""
-    for partial in directory.glob(f"{_PREFIX}*"):
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+def remove_partial(directory: Path, name: str | None = None) -> None:
+    """Removes what `replacing` left in `directory` when its process was killed.
+
+    A folder that it had moved away for one that never came is put back.
+
+    Args:
+        directory: Folder of the files and folders that were replaced; it need not exist.
+        name: The one among them that it is about; all if not given.
+    """
+    for left in sorted(directory.glob(".partial-*")):
+        found = _PARTIAL.fullmatch(left.name)
+        if found and name in (None, found[2]):
+            if found[1]:
+                _put_back(left, left.with_name(found[2]))
+            _remove(left)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(directory: Path) -> None:

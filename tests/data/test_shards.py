@@ -262,13 +262,25 @@ def test_interruption_leaves_the_earlier_dataset(digits, tmp_path):
             write_shards(path, {"train": interrupted(), "test": []}, overwrite=True)
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".partial-*"))
     np.testing.assert_array_equal(load_dataset(tmp_path / "out").x_test[:], before.x_test[:])
-    (tmp_path / ".partial-0-out").mkdir()  # a kill leaves that: no dataset, and cleared by the next
+    left = tmp_path / f".partial-{'0' * 32}-out"
+    left.mkdir()  # a kill leaves that: no dataset, and cleared by the next
     with pytest.raises(UsageError, match="No dataset"):
-        load_dataset(tmp_path / ".partial-0-out")
+        load_dataset(left)
     write_shards(
         tmp_path / "out", {split: pieces(digits, split) for split in ("train", "test")}, overwrite=True
     )
     assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_writers_beside_each_other_leave_each_other_alone(digits, tmp_path):
+    """The name of one ends with that of the other."""
+
+    def meanwhile():
+        yield digits.x_train, digits.y_train
+        sharded(digits, tmp_path / "mine")
+
+    write_shards(tmp_path / "my-mine", {"train": meanwhile(), "test": pieces(digits, "test")})
+    assert load_dataset(tmp_path / "my-mine").image_shape == load_dataset(tmp_path / "mine").image_shape
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "labels", "no labels", "manifest", "format"])

@@ -6,7 +6,6 @@ one image each. The labels are in memory, for a protocol asks for classes; the i
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tfinv import runs
 from tfinv.data.dataset import Dataset
 from tfinv.data.stored import StoredImages, array_record
 from tfinv.errors import UsageError
-from tfinv.files import check_writable, replacing
+from tfinv.files import check_writable, remove_partial, replacing
 
 MANIFEST = "dataset.json"
 FORMAT = "tfinv-shards-1"
@@ -58,11 +57,10 @@ def write_shards(
     path = Path(path).expanduser().absolute()
     if shard_size < 1:
         raise UsageError(f"Invalid value for shard_size. Expected at least 1. Received: {shard_size}")
-    check_target(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with runs.locked(path):
-        for left in path.parent.glob(f".partial-*-{path.name}"):  # of a process that was killed
-            shutil.rmtree(left)
+        remove_partial(path.parent, path.name)
+        check_target(path, overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.mkdir()
             manifest: dict[str, Any] = {"format": FORMAT, "class_names": list(class_names), "splits": {}}
