@@ -283,7 +283,7 @@ def test_writers_beside_each_other_leave_each_other_alone(digits, tmp_path):
     assert load_dataset(tmp_path / "my-mine").image_shape == load_dataset(tmp_path / "mine").image_shape
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "labels", "no labels", "manifest", "format"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "labels", "no labels", "manifest", "format", "empty"])
 def test_damage_is_found_when_loaded_and_the_file_named(on_disk, tmp_path, damage):
     folder = tmp_path / "digits"
     shard, labels, manifest = (
@@ -294,6 +294,8 @@ def test_damage_is_found_when_loaded_and_the_file_named(on_disk, tmp_path, damag
         file.unlink()
     elif damage == "format":
         file.write_text(file.read_text().replace("tfinv-shards-1", "tfinv-shards-9"))
+    elif damage == "empty":
+        file.write_text(re.sub(r'"shards": \[[^]]*]', '"shards": []', file.read_text()))
     else:
         file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(UsageError, match=re.escape(str(file))) as caught:

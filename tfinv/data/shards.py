@@ -169,6 +169,8 @@ def load_shards(path: str | os.PathLike[str]) -> Dataset:
 
 
 def _stored(folder: Path, shards: list[dict[str, Any]], shape: tuple[int, int, int], dtype) -> StoredImages:
+    if not shards:
+        raise ValueError("a part without shards")
     paths, counts = [], []
     for shard in shards:
         file = folder / shard["file"]
