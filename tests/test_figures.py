@@ -4,6 +4,8 @@ import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from tests.conftest import ROOT
@@ -164,6 +166,18 @@ def test_reconstructions(tmp_path, digits):
     np.testing.assert_allclose(axes[1, 2].images[0].get_array(), 1 - upright, atol=1e-6)
     frames = [panel.spines["left"].get_edgecolor() for panel in axes[0]]
     assert frames[0] == frames[1] == frames[3] != frames[2], "angles never seen must stand out"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_colour_are_drawn_alike_from_black_to_white(channels):
+    values = np.array([[-1.0, -0.5], [0.5, 2.0]], np.float32)
+    figure = Figure(figsize=(0.2, 0.2), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    figures.picture(axes, np.repeat(values[..., None], channels, -1), PROTOCOLS["rotate-49"], seen=True)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[5::10, 5::10, :3]
+    np.testing.assert_allclose(drawn, np.repeat([[[0], [64]], [[191], [255]]], 3, -1), atol=1)
 
 
 def test_no_state_of_pyplot():

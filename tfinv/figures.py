@@ -290,6 +290,8 @@ def _is_restricted(split: Split, label: int) -> bool:
 def picture(axes: Axes, image: np.ndarray, protocol: Protocol, seen: bool) -> None:
     """Draws an image [H, W, C] in the protocol's pixel range, framed in orange if not `seen` in training."""
     black, white = protocol.pixel_range
+    if image.shape[-1] == 3:  # grey images alone are scaled by imshow
+        image = np.clip((image - black) / (white - black), 0, 1)
     axes.imshow(image.squeeze(), cmap="gray", vmin=black, vmax=white)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
