@@ -182,3 +182,17 @@ def test_reasons_of_the_model_lose_what_is_of_its_graph(message, reason):
 def test_no_model(tmp_path):
     with pytest.raises(UsageError, match="Cannot read a SavedModel"):
         Servable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_batch_size", 0),
+        ("max_body_bytes", 0),
+        ("max_waiting", 0),
+        *(("batch_timeout", value) for value in (-1.0, float("nan"), float("inf"), 1e20)),
+    ],
+)
+def test_limits_out_of_bounds_are_named_as_the_options_are(name, value):
+    with pytest.raises(UsageError, match=rf"^Invalid value for {name}\. .*Received: {name}="):
+        Limits(**{name: value})

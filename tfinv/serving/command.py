@@ -47,9 +47,6 @@ def serve(
     if missing:
         raise UsageError(f"Serving needs {', '.join(missing)}: pip install 'tfinv[serve]'")
     check_range("port", 1 if port is None else port, low=1, high=65535)
-    check_range("limits.max_batch_size", limits.max_batch_size, low=1)
-    check_range("limits.max_body_bytes", limits.max_body_bytes, low=1)
-    check_range("limits.max_waiting", limits.max_waiting, low=1)
     folder = model if (model / "saved_model.pb").is_file() else model / runs.EXPORT
     if not (folder / "saved_model.pb").is_file():
         unexported = (model / runs.MODEL).is_file()

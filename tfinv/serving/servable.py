@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfinv import export
+from tfinv.config import check_range
 from tfinv.errors import UsageError, reason_of
 
 # What a request means that names no signature, the first that there is.
@@ -48,9 +49,16 @@ class Limits:
     max_body_bytes: int = 16 * 2**20
     """Bytes of one request."""
     batch_timeout: float = 0.0
-    """Seconds that a request waits for others to share its batch, beyond the time that earlier ones take."""
+    """Seconds that a request waits for others to share its batch, beyond the time that earlier ones take; at
+    most an hour."""
     max_waiting: int = 512
     """Requests under way; more are refused at once."""
+
+    def __post_init__(self) -> None:
+        check_range("max_batch_size", self.max_batch_size, low=1)
+        check_range("max_body_bytes", self.max_body_bytes, low=1)
+        check_range("batch_timeout", self.batch_timeout, low=0.0, high=3600.0)
+        check_range("max_waiting", self.max_waiting, low=1)
 
 
 class Servable:
