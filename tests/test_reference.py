@@ -1,5 +1,6 @@
 """The zoo: every model is small, and its card and its weights say what its tables say."""
 
+import importlib
 import json
 
 import keras
@@ -50,6 +51,13 @@ def test_added_model_is_the_same_packed(run, tmp_path, monkeypatch):
     (run / runs.INVARIANCE).unlink()
     with pytest.raises(UsageError, match=f"lacks {runs.INVARIANCE}"):
         reference.add(run, tmp_path / "zoo", overwrite=True)
+
+
+def test_licence_of_any_dataset_module(monkeypatch):
+    """Its contract is `load` alone."""
+    assert "CC BY-SA" in reference._licence("mnist")
+    monkeypatch.delattr(importlib.import_module("tfinv.data.datasets.mnist"), "SPEC")
+    assert reference._licence("mnist") == "Its licence is not stated."
 
 
 def test_zoo_is_small():

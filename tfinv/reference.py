@@ -142,4 +142,5 @@ def _range(limits) -> str:
 def _licence(dataset: str) -> str:
     if dataset not in datasets.available():
         return "The user's own."
-    return registry.find(datasets.__name__, dataset, "dataset").SPEC.licence + "."
+    spec = getattr(registry.find(datasets.__name__, dataset, "dataset"), "SPEC", None)
+    return f"{spec.licence}." if spec else "Its licence is not stated."
