@@ -154,6 +154,8 @@ def test_the_bounds_themselves_are_allowed(values):
         ("cnn", "cnn_bn_00", "mnist", "cnn_bn_00-mnist-rotate-34-s5"),
         ("capsnet", "article", "fashion_mnist", "capsnet-fashion_mnist-rotate-34-s5"),
         ("capsnet", "quick", "some/where/my.set.npz", "capsnet_quick-my.set-rotate-34-s5"),
+        ("cnn", "quick", "data/v1.2", "cnn_quick-v1.2-rotate-34-s5"),
+        ("cnn", "quick", "data/mine/dataset.json", "cnn_quick-mine-rotate-34-s5"),
     ],
 )
 def test_run_id_says_what_was_run(name, preset, dataset, run_id):

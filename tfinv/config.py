@@ -6,6 +6,7 @@ The dataclasses are the truth: command lines are generated from them and runs st
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from dataclasses import dataclass
@@ -31,6 +32,17 @@ def check_range(name: str, value: float, low: float | None = None, high: float |
         raise UsageError(
             f"Invalid value for {name}. Expected {' and '.join(bounds)}. Received: {name}={value}"
         )
+
+
+def dataset_name(dataset: str | os.PathLike[str]) -> str:
+    """Returns what a dataset is called: its name, that of its .npz file or that of its folder.
+
+    It does not depend on what exists, so that a run keeps its name where its dataset is not.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(dataset)))
+    if path.suffix == ".npz":
+        return path.stem
+    return path.parent.name if path.suffix == ".json" else path.name
 
 
 @dataclass(frozen=True)
@@ -186,7 +198,7 @@ class RunConfig(Generic[ModelConfig]):
     @property
     def run_id(self) -> str:
         """Name of the run directory."""
-        return f"{self.label}-{Path(self.dataset).stem}-{self.protocol}-s{self.seed}"
+        return f"{self.label}-{dataset_name(self.dataset)}-{self.protocol}-s{self.seed}"
 
 
 # Options that came later are written only where they are not left at their default: runs from before they

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tfinv import article, figures, generation, page, report, runs, suites, summary
-from tfinv.config import RunConfig
+from tfinv.config import RunConfig, dataset_name
 from tfinv.errors import UsageError
 from tfinv.files import replacing
 from tfinv.summary import Result
@@ -136,7 +136,7 @@ def _draw(found: Sequence[Result], docs: Path) -> None:
 def _figure(config: RunConfig) -> Path:
     """Returns where the comparison is that a run is in."""
     dataset, name, restricted, _, title = _section_of(config)
-    stem = "-".join([name, Path(dataset).stem, *map(str, restricted or ()), *title.split()])
+    stem = "-".join([name, dataset_name(dataset), *map(str, restricted or ()), *title.split()])
     return Path("figures") / f"{stem}.png"
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import digit_arrays
 from tfinv import models
-from tfinv.config import ImaginationConfig
+from tfinv.config import ImaginationConfig, dataset_name
 from tfinv.data import (
     PROTOCOLS,
     Dataset,
@@ -83,6 +83,12 @@ def test_pairs_are_those_in_memory(digits, on_disk, images_per_code):
     assert_same_stream(
         *(make_pairs("rotate-49", "train", data=data, **options) for data in (digits, on_disk))
     )
+
+
+def test_name_is_that_of_the_folder_however_it_is_given(on_disk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "digits")
+    for path in (".", "dataset.json", "../digits/", tmp_path / "digits" / "dataset.json"):
+        assert load_dataset(path).name == dataset_name(path) == "digits"
 
 
 def test_selection_reads_what_indexing_an_array_gives(digits, on_disk):

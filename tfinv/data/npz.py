@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfinv.config import dataset_name
 from tfinv.data.dataset import Dataset
 from tfinv.errors import UsageError
 from tfinv.files import replacing
@@ -69,7 +70,7 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
             arrays[key] = array[..., np.newaxis]
         elif key.startswith("y_"):
             arrays[key] = _flat_labels(array)
-    return Dataset(name=path.stem, **arrays)
+    return Dataset(name=dataset_name(path), **arrays)
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfinv import runs
+from tfinv.config import dataset_name
 from tfinv.data.dataset import Dataset
 from tfinv.data.stored import StoredImages, array_record
 from tfinv.errors import UsageError
@@ -165,7 +166,7 @@ def load_shards(path: str | os.PathLike[str]) -> Dataset:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"Damaged file: {manifest} ({type(error).__name__}: {error}).") from error
     (x_train, y_train), (x_test, y_test) = parts
-    return Dataset(folder.resolve().name, x_train, y_train, x_test, y_test)
+    return Dataset(dataset_name(path), x_train, y_train, x_test, y_test)
 
 
 def _stored(folder: Path, shards: list[dict[str, Any]], shape: tuple[int, int, int], dtype) -> StoredImages:
