@@ -65,8 +65,8 @@ class Catalogue:
         done = [directory for directory in same if is_finished(directory, config)]
         # Under an older digest, if an option was added since: then it is of the same configuration, still.
         own = [directory for directory in same if directory.parent.parent == self._output]
-        directory = done[0] if done else max(own, key=epochs_of)
-        return Entry(config, directory, epochs_of(directory), bool(done))
+        directory = done[0] if done else max(own, key=runs.epochs_of)
+        return Entry(config, directory, runs.epochs_of(directory), bool(done))
 
     def seconds_an_epoch(self, config: RunConfig) -> float | None:
         """Returns the mean over the epochs of all known runs of that network; None if there is none."""
@@ -81,17 +81,12 @@ class Catalogue:
         return self._output / runs.digest(config) / config.run_id
 
 
-def epochs_of(directory: Path) -> int:
-    """Returns the number of finished epochs of a run directory, which need not exist."""
-    return len(_history(directory))
-
-
 def is_finished(directory: Path, config: RunConfig) -> bool:
     """Returns whether a run directory holds the model, results and export of all epochs."""
     results, export = directory / runs.INVARIANCE, directory / runs.EXPORT
     if not ((directory / runs.MODEL).is_file() and results.is_file() and export.is_dir()):
         return False
-    return epochs_of(directory) >= config.training.epochs
+    return runs.epochs_of(directory) >= config.training.epochs
 
 
 def _history(directory: Path) -> pd.DataFrame:

@@ -112,6 +112,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     return values
 
 
+def epochs_of(directory: Path) -> int:
+    """Returns the number of finished epochs of a run, which need not exist: the rows of its history."""
+    # Without pandas, for a machine of a cluster that only minds a run.
+    history = directory / HISTORY
+    return max(0, len(history.read_text().splitlines()) - 1) if history.is_file() else 0
+
+
 def write_environment(
     directory: Path, devices: list[str], command: list[str], team: dict[str, Any] | None = None
 ) -> None:

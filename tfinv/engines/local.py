@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tfinv import catalogue
+from tfinv import catalogue, runs
 from tfinv.catalogue import Entry
 from tfinv.config import RunConfig, to_json
 from tfinv.engines import process
@@ -86,7 +86,7 @@ def _finish(
         nonlocal shown
         if stop.is_set():
             raise _StoppedError
-        epochs = catalogue.epochs_of(entry.directory)
+        epochs = runs.epochs_of(entry.directory)
         if epochs != shown:
             told.put(functools.partial(watcher.show, entry, epochs))
             shown = epochs

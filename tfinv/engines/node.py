@@ -85,7 +85,7 @@ def work(job: Job) -> Outcome:
             log.seek(max(0, log.seek(0, 2) - _LOG_BYTES))
             said = log.read().decode(errors="replace") + keeper.trouble
         if directory.is_dir():
-            storage.save(job.key, directory, epochs_of(directory), finished=code == 0)
+            storage.save(job.key, directory, runs.epochs_of(directory), finished=code == 0)
         return Outcome(code, said, where)
 
 
@@ -104,18 +104,12 @@ class _Keeper:
         if stamp == self._stored or time.monotonic() < self._next_try:
             return
         try:
-            self._storage.save(self._key, self._directory, epochs_of(self._directory))
+            self._storage.save(self._key, self._directory, runs.epochs_of(self._directory))
             self._stored = stamp
         except Exception as error:  # each file system has its own
-            self.trouble = f"\nNot stored after epoch {epochs_of(self._directory)}: {error!r}\n"
+            self.trouble = f"\nNot stored after epoch {runs.epochs_of(self._directory)}: {error!r}\n"
             self._next_try = time.monotonic() + 10 * process.POLL_SECONDS
 
     def _stamp(self) -> int:
         path = self._directory / runs.CHECKPOINT
         return path.stat().st_mtime_ns if path.is_file() else 0
-
-
-def epochs_of(directory: Path) -> int:
-    """Returns the number of finished epochs of a run directory: the lines of its history but one."""
-    history = directory / runs.HISTORY
-    return max(0, len(history.read_text().splitlines()) - 1) if history.is_file() else 0
