@@ -105,6 +105,41 @@ def test_value_out_of_bounds_is_named(train, failure, tmp_path, option, value):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "1.5"], r"for --epochs: .*'1\.5'\. Expected: --epochs INT Passes .*default: 4\)"),
+        (["--limit", "few"], r"for --limit: .*\['few'\]\. Expected: --limit {None}\|INT Use .*None\)"),
+        (["--precision", "half"], r"'half' .*--precision'\. Expected one of \('float32', 'mixed_bfloat16'\)"),
+        (["--preset"], r"Missing value for argument '--preset'\. Expected 1 values"),
+        (["--grid", "4"], r"Unrecognized options: --grid, 4\. Perhaps you meant: --grid-step {None}\|FLOAT"),
+        (["--nonsense"], r"Unrecognized options: --nonsense"),
+    ],
+)
+def test_what_the_parser_refuses_is_named(failure, arguments, message):
+    error = failure(cli.train, "cnn", "quick", "Trains.", arguments)
+    assert re.fullmatch(rf"error: .*{message}\. See --help\.\n", error), error
+
+
+def test_what_is_missing_is_named(failure):
+    error = failure(cli.evaluate, "Evaluates.", [])
+    assert re.search(r"Missing from .*: PATH Run directory, \.keras file or SavedModel folder", error), error
+
+
+def test_what_the_parser_says_to_a_terminal_is_understood_too():
+    said = """\x1b[31m Unrecognized options  \x1b[0m
+ \x1b[31m------------------------\x1b[0m
+  Unrecognized options: --x
+  \x1b[31m-----------------------\x1b[0m
+  Perhaps you meant:
+      \x1b[1m--xs\x1b[0m INT
+          Many.
+  -----------------------
+  For full helptext, run x
+"""
+    assert cli._in_one_line(said) == "Unrecognized options: --x. Perhaps you meant: --xs INT. See --help."
+
+
 def test_last_of_two_presets_gives_name_and_values(train, tmp_path):
     train("--preset", "cnn_00", "--preset", "quick", "--limit", 20)
     assert json.loads((tmp_path / "out" / RUN_ID / runs.CONFIG).read_text())["model"]["dropout_rate"] == 0.5

@@ -295,6 +295,8 @@ def test_bad_paths_are_named(digits, tmp_path):
     refuse(tmp_path / "nothing.keras", digits, r"No model at .*nothing\.keras")
     (tmp_path / "damaged.keras").write_bytes(b"garbage")
     refuse(tmp_path / "damaged.keras", digits, r"Cannot read a model from .*damaged\.keras")
+    (tmp_path / "images.npz").write_bytes(b"garbage")
+    refuse(tmp_path / "images.npz", digits, r"images\.npz\. Expected a .keras file or a SavedModel folder\.$")
     (tmp_path / "empty").mkdir()
     refuse(str(tmp_path / "empty"), digits, r"Cannot read a model from .*empty")
     tf.saved_model.save(tf.Module(), str(tmp_path / "unsigned"))

@@ -5,8 +5,10 @@ import errno
 import functools
 import importlib
 import io
+import itertools
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -19,6 +21,8 @@ import tyro
 from tfinv import runs
 from tfinv.errors import UsageError, usage_error_within
 
+# In tyro's messages: colours, and the lines of a box that hold no text; above the first is its title.
+_COLOUR, _RULE = re.compile(r"\x1b\[[\d;]*m"), re.compile(r"^(?:╭.*|[ │╰╯]*[─-]{3,}[ │╰╯]*)$", re.MULTILINE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -165,7 +169,7 @@ def parse(function: Callable[..., Any], description: str, arguments: list[str] |
     """Calls `function` with the command line that its signature describes.
 
     Raises:
-        UsageError: If a configuration refuses a value; tyro would print a box of many lines.
+        UsageError: If an option is unknown or missing, or a value is refused; tyro would print a box.
     """
 
     @functools.wraps(function)
@@ -187,9 +191,25 @@ def parse(function: Callable[..., Any], description: str, arguments: list[str] |
             error = error.__cause__ or error.__context__
         if error is not None:
             raise error from None
-        sys.stderr.write(messages.getvalue())
+        if end.code:
+            raise UsageError(_in_one_line(messages.getvalue())) from None
         raise
     return call()
+
+
+def _in_one_line(box: str) -> str:
+    """Returns what a box of tyro's says is wrong, and which option is meant or what it takes."""
+    said: list[str] = []
+    for part in _RULE.split(_COLOUR.sub("", box))[1:]:
+        lines = (line[2:].rstrip(" │") for line in part.strip("\n").splitlines())
+        # Below an empty line is each type that was tried; deep lines describe each option that may be meant.
+        kept = [line for line in itertools.takewhile(bool, lines) if not (said and line[:8].isspace())]
+        said.append(" ".join(map(str.strip, kept)).rstrip("."))
+    text = ". ".join(text for text in said if text and not text.startswith("For full helptext"))
+    for theirs, ours in (("Error parsing", "Invalid value for"), ("Argument helptext", "Expected")):
+        text = text.replace(theirs, ours, 1)
+    text = text or " ".join(box.split())
+    return f"{text[:1].upper()}{text[1:]}. See --help."
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

@@ -362,6 +362,7 @@ def test_known_name_wins_over_a_file(monkeypatch, tmp_path):
         (None, "Cannot find the dataset file"),
         (b"", "Cannot read the dataset file"),
         (b"PK\x03\x04 cut short", "Cannot read the dataset file"),
+        (b"root:x:0:0", r"Received: \S+ \(not a file of numpy's arrays\)$"),
         (np.arange(3), "Received a single array"),
         ({"x_train": ARRAYS["x_train"], "spam": 1}, "y_train, x_test, y_test. .*Received: spam, x_train"),
         (ARRAYS | {"y_test": np.array([None, "a"], object)}, "objects"),

@@ -43,11 +43,17 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except UsageError:
         raise
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"Cannot read the dataset file. Expected an .npz file written by numpy.savez; write it again. "
-            f"Received: {path} ({reason})"
+            f"Received: {path} ({reason(error)})"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """Returns why numpy cannot read a file, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    # Its word for anything that it does not know, with the advice to execute it.
+    return "not a file of numpy's arrays" if "allow_pickle" in text else text
 
 
 def load_npz(path: str | os.PathLike[str]) -> Dataset:

@@ -15,6 +15,7 @@ import numpy as np
 from tfinv import runs
 from tfinv.config import dataset_name
 from tfinv.data.dataset import Dataset
+from tfinv.data.npz import reason
 from tfinv.data.stored import StoredImages, array_record
 from tfinv.errors import UsageError
 from tfinv.files import check_writable, remove_partial, replacing
@@ -191,8 +192,8 @@ def _labels(folder: Path, split: str) -> np.ndarray:
     try:
         return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = "missing" if not file.exists() else " ".join(str(error).split())
-        raise UsageError(f"Cannot read the labels: {file} ({reason}). Make the dataset again.") from error
+        why = reason(error) if file.exists() else "missing"
+        raise UsageError(f"Cannot read the labels: {file} ({why}). Make the dataset again.") from error
 
 
 def pieces(dataset: Dataset, split: str, size: int = 1000) -> Iterator[Chunk]:

@@ -15,6 +15,7 @@ from tfinv.ops import build_info
 # TensorFlow's name for the folder of files that come along with a SavedModel.
 EXTRA = "assets.extra"
 
+_KERAS_FILES = (".keras", ".h5", ".hdf5")
 _FUSED_OP = re.compile(rb"Tfinv>\w+")
 
 
@@ -49,6 +50,8 @@ def load_model(path: str | Path) -> Any:
     path = Path(path)
     if not path.exists():
         raise UsageError(f"No model at {path}. Expected a .keras file or a SavedModel folder.")
+    if path.is_file() and path.suffix not in _KERAS_FILES:
+        raise UsageError(f"Cannot read a model from {path}. Expected a .keras file or a SavedModel folder.")
     try:
         if path.is_dir():
             module = load(path)
