@@ -128,14 +128,16 @@ def build(binding: str, force: bool = False, output: Path | None = None) -> Path
         f"{binding}.so" if output else f"{binding}-{framework.version}-{_key(facts, framework)}.so"
     )
     if not (force or output):
-        if library.is_file():
+        if _serves(library):
+            if failure := cuda_failure(library):
+                _say(failure)
             return library
         if (found := _made_before(facts, facts["cuda"], (INSTALLED,))) is not None:
             return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
-            if force or output or not library.is_file():  # another process may have made it meanwhile
+            if force or output or not _serves(library):  # another process may have made it meanwhile
                 _compile(library, framework, toolchain, facts)
     except OSError as error:
         raise BuildError(f"Cannot write {folder}: {error}. Set TFINV_CACHE to a writable folder.") from error
@@ -154,6 +156,12 @@ def cache_folder() -> Path:
 def facts_of(library: Path) -> dict:
     """Returns how a library was made: binding, framework, compiler, cuda_architectures ..."""
     return json.loads(library.with_suffix(".json").read_text())
+
+
+def cuda_failure(library: Path) -> str:
+    """Returns in one line why a library has no GPU kernels although there was an nvcc; else empty."""
+    failure = facts_of(library).get("cuda_failure", "")
+    return failure and " ".join(f"No GPU kernels (TFINV_CUDA=1 tries again): {failure}".split())
 
 
 def framework_facts(binding: str) -> Framework:
@@ -186,7 +194,7 @@ def find_toolchain() -> Toolchain:
         raise BuildError(f"No C++ compiler found ({', '.join(names)}). Install g++ or clang++, or set CXX.")
     asked = os.environ.get("TFINV_CUDA") or ("" if shutil.which("nvidia-smi") else "0")
     cuda = None if asked == "0" else find_cuda()
-    if asked == "1" and cuda is None:
+    if _must_have_cuda() and cuda is None:
         raise BuildError("TFINV_CUDA=1, but no nvcc works. Set CUDA_HOME or pip install 'tfinv[cuda-build]'.")
     return Toolchain(compiler, _output([compiler, "--version"]).partition("\n")[0], cuda)
 
@@ -273,7 +281,7 @@ def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: d
         try:
             made = _compile_in(Path(scratch), library, framework, toolchain)
         except BuildError as error:
-            if not toolchain.cuda or os.environ.get("TFINV_CUDA") == "1":
+            if not toolchain.cuda or _must_have_cuda():
                 raise
             _say(f"Going on without CUDA: {error}")
             toolchain = Toolchain(toolchain.compiler, toolchain.version, None)
@@ -338,15 +346,27 @@ def _key(facts: dict, framework: Framework) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _must_have_cuda() -> bool:
+    return os.environ.get("TFINV_CUDA") == "1"
+
+
+def _serves(library: Path) -> bool:
+    """Returns whether a library is there, and has GPU kernels if it must."""
+    with contextlib.suppress(OSError, ValueError):
+        return library.is_file() and (bool(facts_of(library).get("cuda")) or not _must_have_cuda())
+    return False
+
+
 def _made_before(facts: dict, cuda: str | None, folders: tuple[Path, ...] = ()) -> Path | None:
-    """Returns a library of these sources for this framework, whatever compiled it; None if there is none."""
+    """Returns a library of these sources for this framework, whatever compiled it; None if none serves."""
     wanted = ("binding", "framework", "sources", "platform")
     found = []
     for folder in folders or (INSTALLED, cache_folder()):
         for library in folder.glob(f"{facts['binding']}*.so"):
             with contextlib.suppress(OSError, ValueError):
                 made = facts_of(library)
-                if all(made.get(name) == facts[name] for name in wanted) and cuda in (None, made.get("cuda")):
+                fits = all(made.get(name) == facts[name] for name in wanted)
+                if fits and cuda in (None, made.get("cuda")) and _serves(library):
                     found.append(library)
     return max(found, key=lambda library: library.stat().st_mtime, default=None)
 

@@ -299,6 +299,8 @@ def test_without_nvcc_there_is_a_library_for_the_cpu(tree, cuda):
     environment = {"PATH": path, "CUDA_HOME": "", "CUDA_PATH": ""}
     assert "no nvcc works" in tree.failure(TFINV_CUDA="1", **environment)
     assert facts(tree.build(**environment))["cuda"] == ""
+    for lacking in ({}, {"CXX": "/nonexistent/g++"}):
+        tree.failure(TFINV_CUDA="1", **environment | lacking)
 
 
 def test_without_a_gpu_nvcc_is_asked_for_by_name(tree, cuda):
@@ -309,13 +311,25 @@ def test_without_a_gpu_nvcc_is_asked_for_by_name(tree, cuda):
 
 
 def test_a_failing_nvcc_costs_only_the_gpu(tree, cuda):
+    nvcc = cuda / "bin" / "nvcc"
+    working = nvcc.read_text()
     tree.script("cuda/bin/nvcc", NVCC, top=cuda, log=tree.log, compile="echo 'error: no GPU for you'; exit 1")
     assert "error: no GPU for you" in tree.failure(TFINV_CUDA="1")
     library = tree.build()
     found = facts(library)
     assert found["cuda"] == "" and "no GPU for you" in found["cuda_failure"]
+    # Not tried again by each process, but told by each; and tried again where it must work.
     count = tree.linked()
-    assert tree.build() == library and tree.linked() == count
+    process = tree.start()
+    output, errors = process.communicate()
+    told = re.compile(r"No GPU kernels \(TFINV_CUDA=1 tries again\): .*error: no GPU for you.*\.log")
+    assert output.strip() == library and told.fullmatch(errors.strip()) and tree.linked() == count
+    assert told.fullmatch(_library.describe("tensorflow", Path(library)).reason)
+    assert "error: no GPU for you" in tree.failure(TFINV_CUDA="1")
+    nvcc.write_text(working)
+    assert tree.build(TFINV_CUDA="1") == tree.build() == library and tree.linked() == count + 1
+    assert facts(library)["cuda"] == "13.0.88"
+    assert _library.describe("tensorflow", Path(library)).reason == ""
 
 
 # What the routing does without a library

@@ -36,7 +36,7 @@ class BuildInfo:
 
     Attributes:
         available: Whether they can be used.
-        reason: Why not, if not.
+        reason: Why not, if not; else why there are no GPU kernels although nvcc was tried.
         failed: Whether they should be available: the backend has them, and they are not switched off.
         binding: What they are compiled for: "tensorflow" or "jax"; empty for other Keras backends.
         library: Path of the shared library.
@@ -101,11 +101,13 @@ def library(binding: str, force: bool = False) -> Path:
 
 def describe(binding: str, path: Path) -> BuildInfo:
     """Returns what a loaded library is."""
-    facts = build_module().facts_of(path)
+    build = build_module()
+    facts = build.facts_of(path)
     isa = ctypes.CDLL(str(path)).tfinv_cpu_isa
     isa.restype = ctypes.c_char_p
     return BuildInfo(
         available=True,
+        reason=build.cuda_failure(path),
         binding=binding,
         library=str(path),
         isa=isa().decode(),
