@@ -24,11 +24,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 BINDINGS = ("tensorflow", "jax")
+COMPILERS = ("g++", "c++", "g++-12", "g++-13", "g++-14", "clang++")
+OLDEST_GCC = 12  # the first that knows __builtin_shufflevector
 # Where an installed package holds the libraries compiled at installation.
 INSTALLED = HERE / "lib"
 SOURCE_SUFFIXES = {".h", ".inc", ".cc", ".cpp", ".cu", ".cuh"}
@@ -75,9 +77,17 @@ class Cuda:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The compilers found on this machine."""
+    """The compilers found on this machine.
 
-    compiler: str
+    Attributes:
+        compiler: The words that call the C++ compiler, as ("ccache", "g++").
+        flags: What CXX asks of it besides.
+        version: First line of what it says about its version, and the flags.
+        cuda: None for a library without GPU kernels.
+    """
+
+    compiler: tuple[str, ...]
+    flags: tuple[str, ...]
     version: str
     cuda: Cuda | None
 
@@ -188,15 +198,40 @@ def find_toolchain() -> Toolchain:
     """
     if os.name != "posix":
         raise BuildError(f"The fused ops are built on Linux and macOS only, not on {platform.system()}.")
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
-    compiler = next((found for name in names if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise BuildError(f"No C++ compiler found ({', '.join(names)}). Install g++ or clang++, or set CXX.")
+    compiler, version = find_compiler()
     asked = os.environ.get("TFINV_CUDA") or ("" if shutil.which("nvidia-smi") else "0")
     cuda = None if asked == "0" else find_cuda()
     if _must_have_cuda() and cuda is None:
         raise BuildError("TFINV_CUDA=1, but no nvcc works. Set CUDA_HOME or pip install 'tfinv[cuda-build]'.")
-    return Toolchain(compiler, _output([compiler, "--version"]).partition("\n")[0], cuda)
+    end = next((at for at, word in enumerate(compiler) if word.startswith("-")), len(compiler))
+    flags = compiler[end:]
+    return Toolchain(compiler[:end], flags, " ".join([version, *flags]), cuda)
+
+
+def find_compiler() -> tuple[tuple[str, ...], str]:
+    """Returns the command of a C++ compiler, of CXX if that is set, and the first line about its version.
+
+    Raises:
+        BuildError: If there is none, or only a g++ that is too old.
+    """
+    tried = []
+    for name in [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS:
+        tried.append(name)
+        words = [name]
+        if not shutil.which(name):
+            with contextlib.suppress(ValueError):  # a quotation mark without its other
+                words = shlex.split(name)
+        if words and (path := shutil.which(words[0])):
+            version = _output([path, *words[1:], "--version"]).partition("\n")[0]
+            # g++ says "g++ (Debian 12.2.0-14) 12.2.0", and clang++ "clang version 14.0.6".
+            gcc = re.search(r"\) (\d+)\.", version)
+            if gcc is None or int(gcc[1]) >= OLDEST_GCC:
+                return (path, *words[1:]), version
+            tried[-1] += f" {gcc[1]} is too old"
+    raise BuildError(
+        f"No C++ compiler found ({', '.join(tried)}). "
+        f"Install g++ {OLDEST_GCC} or newer, or clang++ 14 or newer, or set CXX."
+    )
 
 
 def find_cuda() -> Cuda | None:
@@ -245,7 +280,7 @@ def compile_steps(framework: Framework, toolchain: Toolchain) -> list[tuple[str,
     present = [f"-DTFINV_WITH_{isa.upper()}" for isa in isas[1:]]
     binding_flags = [*framework.compile_flags, *(["-DTFINV_WITH_CUDA"] if toolchain.cuda else [])]
     includes = [f"-I{HERE}", f"-I{HERE / 'core'}"]
-    plain = [toolchain.compiler, *COMPILE_FLAGS, *includes]
+    plain = [*toolchain.compiler, *toolchain.flags, *COMPILE_FLAGS, *includes]
     steps = [("info.cc", "info.o", plain)]
     for source in sorted((HERE / framework.binding).glob("*.cc")):
         steps.append((f"{framework.binding}/{source.name}", f"{source.stem}.o", [*plain, *binding_flags]))
@@ -257,7 +292,8 @@ def compile_steps(framework: Framework, toolchain: Toolchain) -> list[tuple[str,
     for isa in isas:
         steps.append(("core/cpu_isa.cpp", f"cpu_{isa}.o", [*plain, *ISA_FLAGS[isa], f"-DTFINV_ISA={isa}"]))
     if toolchain.cuda:
-        nvcc = [toolchain.cuda.nvcc, "-ccbin", toolchain.compiler, *CUDA_COMPILE_FLAGS, *includes]
+        # nvcc calls a compiler of one word, and so none of what CXX puts around it.
+        nvcc = [toolchain.cuda.nvcc, "-ccbin", toolchain.compiler[-1], *CUDA_COMPILE_FLAGS, *includes]
         for source in sorted((HERE / "core").glob("*.cu")):
             steps.append((f"core/{source.name}", f"{source.stem}.cu.o", nvcc))
     return steps
@@ -284,7 +320,7 @@ def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: d
             if not toolchain.cuda or _must_have_cuda():
                 raise
             _say(f"Going on without CUDA: {error}")
-            toolchain = Toolchain(toolchain.compiler, toolchain.version, None)
+            toolchain = replace(toolchain, cuda=None)
             facts = facts | {"cuda": "", "cuda_architectures": [], "cuda_failure": str(error)}
             made = _compile_in(Path(scratch), library, framework, toolchain)
         seconds = time.monotonic() - started
@@ -310,7 +346,7 @@ def _compile_in(scratch: Path, library: Path, framework: Framework, toolchain: T
     if not failed:
         objects = [str(scratch / name) for _, name, _ in steps]
         flags = link_flags(framework, toolchain)
-        linking = [toolchain.compiler, "-shared", "-o", str(made), *objects, *flags]
+        linking = [*toolchain.compiler, *toolchain.flags, "-shared", "-o", str(made), *objects, *flags]
         code, text = _run(linking)
         log.append(f"$ {shlex.join(linking)}\n{text}")
         failed = [text] if code else []

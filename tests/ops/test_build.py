@@ -212,6 +212,28 @@ def test_without_a_compiler(tree):
     library = tree.build()
     assert tree.build(CXX="/nonexistent/g++") == library
     assert "No C++ compiler" in tree.failure(CXX="/nonexistent/g++", FAKE_VERSION="9.2")
+    assert "No C++ compiler" in tree.failure(CXX='"/nonexistent/g++', FAKE_VERSION="9.2")
+
+
+def test_a_gcc_that_is_too_old_is_passed_over(tree, monkeypatch):
+    build = load_build()
+    monkeypatch.setenv("PATH", str(tree.folder.parent / "bin"))
+    monkeypatch.setenv("CXX", "")
+
+    def add(name, version):
+        return (str(tree.script(f"bin/{name}", '#!/bin/sh\necho "{says}"', says=version)),)
+
+    old = add("g++", "g++ (Ubuntu 11.4.0-1ubuntu1~22.04) 11.4.0")
+    remedy = r"Install g\+\+ 12 or newer, or clang\+\+ 14 or newer, or set CXX\.$"
+    with pytest.raises(build.BuildError, match=rf"\(g\+\+ 11 is too old, c\+\+, .*clang\+\+\)\. {remedy}"):
+        build.find_compiler()
+    clang = add("clang++", "Ubuntu clang version 14.0.0-1ubuntu1.1")
+    assert build.find_compiler() == (clang, "Ubuntu clang version 14.0.0-1ubuntu1.1")
+    newer = add("g++-12", "g++-12 (Ubuntu 12.3.0-1ubuntu1~22.04) 12.3.0")
+    assert build.find_compiler()[0] == newer
+    monkeypatch.setenv("CXX", *old)
+    with pytest.raises(build.BuildError, match=rf"/g\+\+ 11 is too old\)\. {remedy}"):
+        build.find_compiler()
 
 
 def test_without_the_framework(tree):
@@ -287,6 +309,19 @@ def test_cuda_is_compiled_and_linked_in(tree, cuda):
     without = tree.build(TFINV_CUDA="0")
     assert without != library and facts(without)["cuda"] == ""
     assert not hasattr(ctypes.CDLL(without), "on_gpu")
+    assert tree.build(CXX="/nonexistent/g++", TFINV_CUDA="1") == library
+
+
+def test_a_compiler_of_several_words(tree, cuda):
+    launcher = tree.script("launcher", '#!/bin/sh\necho "launched $@" >> {log}\nexec "$@"', log=tree.log)
+    compiler = tree.environment["CXX"]
+    library = tree.build(CXX=f"{launcher} {compiler}")
+    log = tree.log.read_text()
+    assert f"launched {compiler} -std=c++17" in log and f"-ccbin {compiler} " in log
+    assert tree.build() == library and tree.linked() == 2  # logged by both of them
+    flagged = tree.build(CXX=f"{compiler} -DFLAG=1")
+    assert flagged != library and facts(flagged)["compiler"].endswith(" -DFLAG=1")
+    assert "-DFLAG=1 -shared" in tree.log.read_text()
 
 
 def test_without_nvcc_there_is_a_library_for_the_cpu(tree, cuda):
