@@ -145,12 +145,17 @@ def measure_scaling(config: Config) -> list[dict]:
         base = SIZES[size]
         problems = {(axis, factor): base.times(axis, factor) for axis in AXES for factor in FACTORS}
         problems |= {("iterations", count): replace(base, iterations=count) for count in range(1, 6)}
-        for (axis, factor), problem in problems.items():
-            inputs, run = problem.inputs(config.seed), compiled("fused", problem)
-            clock(run, inputs)
-            for number in range(config.rounds):
-                row = {"size": size, "axis": axis, "factor": factor, "round": number}
-                rows.append({**row, "seconds": clock(run, inputs)})
+        # Each once, the base, which is on every axis, too.
+        calls = {
+            problem: partial(finish, compiled("fused", problem), problem.inputs(config.seed))
+            for problem in dict.fromkeys(problems.values())
+        }
+        for number, timed, seconds in interleaved(calls, config.rounds):
+            rows += [
+                {"size": size, "axis": axis, "factor": factor, "round": number, "seconds": seconds}
+                for (axis, factor), problem in problems.items()
+                if problem == timed
+            ]
         for threads in range(1, len(os.sched_getaffinity(0)) + 1):
             for number, seconds in enumerate(
                 alone(measure_threads, base, threads, config.rounds, config.seed)
