@@ -79,6 +79,28 @@ def test_each_dataset_and_each_choice_of_classes_has_its_own_section(tmp_path):
     assert figures == {"rotate-34-mnist.png", "rotate-34-fashion_mnist.png", "rotate-34-mnist-0-1.png"}
 
 
+def test_excluded_classes_are_another_section_unless_they_are_the_protocols_own(tmp_path):
+    add_run(tmp_path, article_run(), 0.5)
+    for seed, excluded in enumerate(((), (6,), (6, 9)), start=1):
+        add_run(tmp_path, article_run(excluded_classes=excluded, seed=seed), 0.5)
+    results_page.render_results(tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    headings = [line for line in text.splitlines() if line.startswith("## rotate-34")]
+    own = "## rotate-34 on mnist"
+    assert sorted(headings) == [own, f"{own}, excluded classes 6", f"{own}, excluded classes none"]
+    assert all(f"`{article_run(seed=seed).run_id}`" in text for seed in range(4))
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {f"rotate-34-mnist{end}.png" for end in ("", "-without-6", "-without-none")}
+
+
+def test_one_training_evaluated_twice_is_no_second_seed(tmp_path):
+    folder = add_run(tmp_path, network("cnn_00", repeats=3), 0.5)
+    folder.rename(folder.with_name("longer"))
+    add_run(tmp_path, network("cnn_00", repeats=7), 0.5)
+    with pytest.raises(UsageError, match=r"one run for seed 0 of cnn_00.*cnn_00-mnist.*longer"):
+        summary.networks(summary.read(tmp_path / "results"))
+
+
 def test_mean_and_spread_are_over_seeds_and_the_spread_over_passes_stands_apart(tmp_path):
     for seed, value in enumerate((0.1, 0.2, 0.6)):
         add_run(tmp_path, network("cnn_00", seed), value)

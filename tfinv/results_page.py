@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tfinv import article, figures, generation, page, report, runs, suites, summary
 from tfinv.config import RunConfig, dataset_name
+from tfinv.data import get_protocol
 from tfinv.errors import UsageError
 from tfinv.files import replacing
 from tfinv.summary import Result
@@ -115,9 +116,13 @@ def sections(found: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def _heading(section: tuple) -> str:
-    dataset, protocol, restricted, _, title = section
-    others = "" if restricted is None else f", restricted classes {', '.join(map(str, restricted))}"
-    return f"{protocol} on {dataset}{others}" + (f": {title}" if title else "")
+    dataset, protocol, *choices, title = section
+    others = [
+        f", {name} classes {', '.join(map(str, classes)) or 'none'}"
+        for name, classes in zip(("restricted", "excluded"), choices, strict=True)
+        if classes is not None
+    ]
+    return f"{protocol} on {dataset}{''.join(others)}" + (f": {title}" if title else "")
 
 
 def _draw(found: Sequence[Result], docs: Path) -> None:
@@ -135,8 +140,10 @@ def _draw(found: Sequence[Result], docs: Path) -> None:
 
 def _figure(config: RunConfig) -> Path:
     """Returns where the comparison is that a run is in."""
-    dataset, name, restricted, _, title = _section_of(config)
-    stem = "-".join([name, dataset_name(dataset), *map(str, restricted or ()), *title.split()])
+    dataset, name, restricted, excluded, title = _section_of(config)
+    choices = [] if restricted is None else [*restricted] or ["none"]
+    choices += [] if excluded is None else ["without", *(excluded or ["none"])]
+    stem = "-".join([name, dataset_name(dataset), *map(str, choices), *title.split()])
     return Path("figures") / f"{stem}.png"
 
 
@@ -163,8 +170,12 @@ def _section(members: Sequence[Result]) -> Iterator[str]:
 
 
 def _section_of(config: RunConfig) -> tuple:
+    """Returns dataset, protocol, restricted and excluded classes, and title; None for the protocol's own."""
     title = suites.title_of(suites.place_of(config)[0])
-    return config.dataset, config.protocol, config.restricted_classes, config.excluded_classes, title
+    own = get_protocol(config.protocol)
+    restricted = None if config.restricted_classes == own.restricted_classes else config.restricted_classes
+    excluded = None if config.excluded_classes == own.excluded_classes else config.excluded_classes
+    return config.dataset, config.protocol, restricted, excluded, title
 
 
 def _num_classes(result: Result) -> int:
