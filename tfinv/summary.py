@@ -14,6 +14,7 @@ import pandas as pd
 
 from tfinv import models, results, runs, suites
 from tfinv.config import EvaluationConfig, RunConfig
+from tfinv.errors import UsageError
 
 PTEST_TO_LEAD = 0.97
 
@@ -87,12 +88,23 @@ def read(folder: Path) -> list[Result]:
 
 
 def networks(found: Iterable[Result]) -> list[Network]:
-    """Groups runs into networks, in the order of the suites, then by name and budget."""
+    """Groups runs into networks, in the order of the suites, then by name and budget.
+
+    Raises:
+        UsageError: If one training is there twice, evaluated differently: it is no second seed.
+    """
     groups: dict[RunConfig, list[Result]] = {}
     for result in found:
         # More passes or points of the curve do not make another network.
         key = dataclasses.replace(result.config, seed=0, evaluation=EvaluationConfig())
-        groups.setdefault(key, []).append(result)
+        same = groups.setdefault(key, [])
+        for other in same:
+            if other.config.seed == result.config.seed:
+                raise UsageError(
+                    f"Two evaluations of one training. Expected one run for seed {result.config.seed} of "
+                    f"{key.label}: remove one folder. Received: {other.folder}, {result.folder}"
+                )
+        same.append(result)
 
     def order(config: RunConfig) -> tuple:
         suite, place, _ = suites.place_of(config)
