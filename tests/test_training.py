@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.test_config import run_config
-from tfinv import models, runs, training
+from tfinv import experiment, models, runs, training
 from tfinv.config import TrainingConfig
 from tfinv.data import PROTOCOLS, Dataset, get_protocol
 from tfinv.errors import UsageError
@@ -165,6 +165,19 @@ def test_checkpoint_of_a_deeper_network_is_refused(train, tmp_path, digits):
     plain = dataclasses.replace(SMALL, dropout_rate=0.0)  # one variable less: the seed of dropout
     with pytest.raises(UsageError, match=r"Damaged checkpoint"):
         training.train(small_run(model=plain), PROTOCOL, digits, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("em_capsnet", {"capsule_channels": (2,), "capsule_strides": (2,)}), ("address_generator", {})],
+)
+def test_more_epochs_are_refused_where_a_schedule_spans_them_all(name, changes, digits_npz, tmp_path):
+    config = dataclasses.replace(models.default_run(name, "quick"), dataset=str(digits_npz))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+    runs.prepare(tmp_path / config.run_id, config)
+    with pytest.raises(UsageError, match=r"training.epochs 5 -> 6 \(.*--epochs 5.*--overwrite\)"):
+        experiment.run(runs.replace(config, epochs=6), tmp_path, resume=True)
+    assert runs.read_config(tmp_path / config.run_id)["training"]["epochs"] == 5
 
 
 # Generators

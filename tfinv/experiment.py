@@ -78,7 +78,7 @@ def run(
         return directory
     check_writable(output)
     with runs.locked(directory):
-        runs.prepare(directory, config, overwrite, resume)
+        runs.prepare(directory, config, overwrite, resume, models.extendable(config.model_name))
         _run(config, protocol, dataset, test, directory, team)
     return directory
 

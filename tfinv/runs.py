@@ -40,7 +40,13 @@ def digest(config: RunConfig) -> str:
     return hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
 
 
-def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume: bool = False) -> None:
+def prepare(
+    directory: Path,
+    config: RunConfig,
+    overwrite: bool = False,
+    resume: bool = False,
+    extendable: bool = True,
+) -> None:
     """Creates a run directory and writes its config.json.
 
     Args:
@@ -49,6 +55,7 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
         overwrite: Delete an earlier run of that name.
         resume: Go on with an earlier run; its configuration must be the same but for the evaluation and
             more epochs.
+        extendable: Whether with more epochs a run goes on as if it had had them from the start.
 
     Raises:
         UsageError: If a run exists and neither is given, both are, or the configuration differs.
@@ -66,7 +73,7 @@ def prepare(directory: Path, config: RunConfig, overwrite: bool = False, resume:
                 f"Run directory exists: {directory}. Use --resume, --overwrite or another --output."
             )
         if resume:
-            _check_same(directory, config)
+            _check_same(directory, config, extendable)
         else:
             shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -192,16 +199,21 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _check_same(directory: Path, config: RunConfig) -> None:
+def _check_same(directory: Path, config: RunConfig, extendable: bool) -> None:
     old, new = _flat(read_config(directory)), _flat(json.loads(to_json(config)))
     differing = [
         f"{key} {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key != "training.epochs" and not key.startswith("evaluation.")
     ]
-    started_with = old.get("training.epochs", 0)
-    if new["training.epochs"] < started_with:
-        differing.append(f"training.epochs {started_with} -> {new['training.epochs']} (give --epochs)")
+    started_with, epochs = old.get("training.epochs", 0), new["training.epochs"]
+    if epochs < started_with:
+        differing.append(f"training.epochs {started_with} -> {epochs} (give --epochs)")
+    if epochs > started_with and not extendable:
+        differing.append(
+            f"training.epochs {started_with} -> {epochs} (a schedule of {config.model_name} spans them all: "
+            f"give --epochs {started_with}, or start again with --overwrite)"
+        )
     if differing:
         raise UsageError(f"Cannot resume {directory} with another configuration: {'; '.join(differing)}")
 

@@ -8,6 +8,8 @@ A model module defines:
     build(...)                      keras.Model, see below
     objective(model)                optional: the tfinv.models.Objective to fit; otherwise cross entropy of
                                     scores for recognition, mean squared error of the image for generation
+    EXTENDABLE                      optional: False if a schedule of the objective depends on the number of
+                                    all epochs, so that more of them later do not make the longer run
 
 For recognition:
 
@@ -47,6 +49,7 @@ __all__ = [
     "build",
     "build_generator",
     "default_run",
+    "extendable",
     "get_model",
     "get_preset",
     "objective",
@@ -64,6 +67,11 @@ def available(task: Task | None = None) -> list[str]:
 def task_of(name: str) -> Task:
     """Returns what the model `name` is for: "recognition" or "generation"."""
     return getattr(get_model(name), "TASK", "recognition")
+
+
+def extendable(name: str) -> bool:
+    """Returns whether a run of the model `name` may be resumed with more epochs than it was started with."""
+    return getattr(get_model(name), "EXTENDABLE", True)
 
 
 def get_model(name: str) -> ModuleType:

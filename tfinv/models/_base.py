@@ -41,7 +41,8 @@ class Objective:
         adapt: Maps a batch to the (inputs, targets) of `model`. For recognition a batch is (images
             [N, H, W, C], labels [N]), for generation ({"image": [N, H, W, C], "code": [N, E]},
             {"image": [N, H', W', C]}).
-        callbacks: What else `fit` calls; what they do must depend on epoch and step alone, to be resumable.
+        callbacks: What else `fit` calls; what they do must depend on epoch and step alone, to be resumable,
+            or also on the number of all epochs, where the module says EXTENDABLE = False.
         best_by: What chooses the best epoch: "accuracy" where the loss of two epochs cannot be compared.
     """
 

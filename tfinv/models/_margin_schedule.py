@@ -8,7 +8,8 @@ from tfinv.losses import SpreadLoss
 class MarginSchedule(keras.callbacks.Callback):
     """Raises the margin of a spread loss linearly during the first epochs, step by step.
 
-    It depends on the number of the step alone, so that a resumed training goes on as if never stopped.
+    It depends on the number of the step and that of all epochs alone, so that a training resumed with as many
+    epochs goes on as if never stopped.
     On the JAX backend a compiled step keeps the margin it was traced with; see `SpreadLoss`.
 
     Args:

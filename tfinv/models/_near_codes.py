@@ -54,7 +54,8 @@ def with_distances(images, departures):
 class ReachSchedule(keras.callbacks.Callback):
     """Widens the reach of a `NearCodesError` exponentially, step by step, during the first epochs.
 
-    It depends on the number of the step alone, so that a resumed training goes on as if never stopped.
+    It depends on the number of the step and that of all epochs alone, so that a training resumed with as many
+    epochs goes on as if never stopped.
 
     Args:
         loss: The loss that the model is compiled with.

@@ -29,6 +29,7 @@ from tfinv.models._base import Objective, Preset
 from tfinv.models._near_codes import NearCodesError, ReachSchedule, with_distances
 
 TASK = "generation"
+EXTENDABLE = False  # near codes first, for a share of all epochs
 # Optimizers move weights by about the learning rate a step, but addresses by pixels: codes are seen enlarged.
 _ADDRESS_SCALE = 0.1
 

@@ -21,6 +21,7 @@ from tfinv.models._decoder import build_decoder, reconstructing_objective
 from tfinv.models._margin_schedule import MarginSchedule
 from tfinv.ops import EmVariant, Implementation
 
+EXTENDABLE = False  # the margin's rise takes a share of all epochs
 # On the mean squared error, for each number of an image.
 RECONSTRUCTION_WEIGHT = 0.05
 
