@@ -88,6 +88,9 @@ def evaluate(*arguments):
         (["--restricted-classes", "3", "12"], "--restricted-classes.*Received: 12"),
         (["--excluded-classes", "3"], "Received: 3"),
         (["--overwrite", "--resume"], "one of --overwrite and --resume"),
+        (["--learned-from", "moments"], "imagination=none.*Received: learned_from=moments"),
+        (["--imagination", "true", "--address-steps", "3"], "imagination=true.*Received: address_steps=3"),
+        (["--imagination", "operators", "--moment-passes", "3"], "learned_from=pairs.*: moment_passes=3"),
     ],
 )
 def test_bad_value_is_named_and_nothing_is_written(train, failure, tmp_path, arguments, message):

@@ -129,7 +129,7 @@ def train_any(description: str, arguments: list[str] | None = None) -> None:
 
 
 def _train(model_name: str, default_preset: str, description: str, arguments: list[str]) -> None:
-    from tfinv import distributed, experiment, models, training
+    from tfinv import distributed, experiment, imagination, models, training
     from tfinv.config import RunConfig
 
     module = models.get_model(model_name)
@@ -154,6 +154,7 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
             strategy: Who trains: this process on one device, on all its GPUs (mirrored), or together with the
                 processes that TF_CONFIG names (multiworker). The batch size is that of all.
         """
+        imagination.check_options(config.imagining)
         team = distributed.start(strategy)
         training.make_deterministic(config.seed)
         experiment.run(experiment.smoke(config) if smoke else config, output, overwrite, resume, team)

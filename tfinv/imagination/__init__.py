@@ -7,7 +7,7 @@ neither knows of what kind it is.
 
 from tfinv.imagination.address import learn_address_field
 from tfinv.imagination.errors import nearer_direction, relative_errors
-from tfinv.imagination.learning import FILE, LEARNED, check, learn, load_or_learn
+from tfinv.imagination.learning import FILE, LEARNED, check, check_options, learn, load_or_learn
 from tfinv.imagination.operators import assemble, learn_operators
 from tfinv.imagination.pairs import free_images, steps_of
 from tfinv.imagination.stream import ImaginedStream, render_learned
@@ -19,6 +19,7 @@ __all__ = [
     "ImaginedStream",
     "assemble",
     "check",
+    "check_options",
     "free_images",
     "learn",
     "learn_address_field",

@@ -31,6 +31,25 @@ def check(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int
             check_unpaired(protocol, split, config)
 
 
+def check_options(config: ImaginationConfig) -> None:
+    """Raises UsageError if options are given that mean nothing for what imagines.
+
+    For command lines: rows of a suite give the same options to all that imagine, and to what does not.
+    """
+    kind, unused = f"imagination={config.imagination}", vars(config).keys() - {"imagination"}
+    if config.imagination in LEARNED:
+        kind += f", learned_from={config.learned_from}"
+        unused = {"ridge"} if config.learned_from == "moments" else {"moment_components", "moment_passes"}
+        unused |= {"address_steps"} if config.imagination == "operators" else set()
+    default = vars(ImaginationConfig())
+    changed = {key: value for key, value in vars(config).items() if value != default[key]}
+    given = [f"{key}={value}" for key, value in changed.items() if key in unused]
+    if given:
+        raise UsageError(
+            f"Options without effect. Expected none of them with {kind}. Received: {', '.join(given)}"
+        )
+
+
 def learn(protocol: Protocol, split: Split, config: ImaginationConfig, seed: int) -> keras.Model:
     """Learns a transformation from images of the free classes of a training part, paired or not.
 
