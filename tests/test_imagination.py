@@ -11,11 +11,12 @@ import tensorflow as tf
 from tests.conftest import digit_arrays
 from tests.test_config import round_trip, run_config
 from tests.test_training import PROTOCOL, assert_same_state, small_run, state
-from tfinv import imagination, runs, training
+from tfinv import imagination, imagination_report, runs, training
 from tfinv.config import ImaginationConfig, to_json
-from tfinv.data import Dataset, Protocol, Range, render, select
+from tfinv.data import Dataset, Protocol, Range, get_protocol, render, sample_parameters, select
 from tfinv.data.transforms import rotation, shift
 from tfinv.errors import UsageError
+from tfinv.imagination.pairs import starts, steps_of
 
 # Four operators: quarter turns, which are permutations of pixels.
 QUARTERS = ImaginationConfig(imagination="operators", operator_steps=4, operator_pairs=2000)
@@ -257,6 +258,36 @@ def test_a_protocol_without_the_identity_needs_another_start(digits):
     sideways = dataclasses.replace(PROTOCOL, restricted=Range(60, 120))
     with pytest.raises(UsageError, match=r"never seen untransformed.*imagined_from=range"):
         imagination.learn(sideways, select(sideways, digits, "train"), QUARTERS, seed=0)
+
+
+@pytest.mark.parametrize("name", ["shift-49", "shift-unseen"])
+def test_images_that_grow_are_not_imagined(digits, name):
+    protocol = get_protocol(name)
+    with pytest.raises(UsageError, match=f"without a margin. Received: protocol={name}"):
+        imagination.check(protocol, select(protocol, digits, "train"), QUARTERS, seed=0)
+
+
+def test_steps_lead_from_every_start_to_the_ends_of_the_free_range():
+    protocol = get_protocol("shift-34")
+    steps = steps_of(protocol, dataclasses.replace(QUARTERS, imagined_from="range"))
+    many = np.zeros(4000, bool)
+    reached = starts(protocol, steps, many, 0, 0) + sample_parameters(protocol, many, 0, 0, steps.range)
+    shown = sample_parameters(protocol, many, 0, 0)
+    for found in (reached, shown):
+        assert (np.min(found), np.max(found)) == (-6, 6)
+    assert steps_of(protocol, QUARTERS).range == protocol.free, "from the image as it is"
+    oblique = dataclasses.replace(PROTOCOL, free=Range(-90, 90))  # a range with its end
+    assert steps_of(oblique, dataclasses.replace(QUARTERS, imagined_from="range")).range == Range(-45, 45)
+
+
+@pytest.mark.parametrize("restricted", [(), (3,)])
+def test_report_has_a_figure_where_classes_are_restricted(digits_npz, tmp_path, restricted):
+    config = dataclasses.replace(QUARTERS, operator_pairs=50)
+    options = {"dataset": str(digits_npz), "restricted_classes": restricted, "step": 90.0}
+    rows = imagination_report.learn_transformation(config, output=tmp_path, **options)
+    assert set(rows.in_training_range) == ({True, False} if restricted else {True})
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"imagination.keras", "imagination.csv", *["imagination.png"] * len(restricted)}
 
 
 # Configuration

@@ -46,8 +46,8 @@ def learn_transformation(
         seed: Seed of classes, pairs and starts.
         limit: Use at most that many training images.
         step: Distance of two parameters of the table, in the unit of the transformation.
-        output: Folder for imagination.keras, imagination.csv and imagination.png; nothing is written if not
-            given.
+        output: Folder for imagination.keras, imagination.csv and, of restricted classes, imagination.png;
+            nothing is written if not given.
         overwrite: Replace what is in the output folder.
 
     Returns:
@@ -59,6 +59,7 @@ def learn_transformation(
     check_range("step", step, low=0.01)
     check_range("seed", seed, low=0, high=2**31 - 1)
     check_range("limit", 1 if limit is None else limit, low=1)
+    imagination.check_options(imagining)
     chosen = get_protocol(protocol).replace(restricted_classes, excluded_classes)
     data = load_dataset(dataset)
     train, test = select(chosen, data, "train", limit=limit), select(chosen, data, "test")
@@ -78,7 +79,8 @@ def learn_transformation(
         with replacing(output / imagination.FILE) as partial:
             learned.save(partial)
         results.write_csv(output / ERRORS, rows)
-        figures.save(imagined_images(learned, chosen, test), output / "imagination.png")
+        if test.restricted.any():
+            figures.save(imagined_images(learned, chosen, test), output / "imagination.png")
         logging.getLogger(__name__).info("Written to %s.", output)
     return rows
 
@@ -110,7 +112,7 @@ def imagined_images(learned: keras.Model, protocol: Protocol, split: Split) -> F
     Args:
         learned: Learned transformation.
         protocol: Gives the transformation and the ranges.
-        split: Images; of each restricted class the first is drawn.
+        split: Images, some of a restricted class; of each of these the first is drawn.
     """
     transform = get_transform(protocol.transformation)
     grid = transform.grid(1.0)

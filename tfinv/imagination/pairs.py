@@ -34,8 +34,14 @@ def steps_of(protocol: Protocol, config: ImaginationConfig) -> Steps:
     """Returns what is to be learned under a protocol.
 
     Raises:
-        UsageError: If images of restricted classes are never seen as they are, but are to be started from.
+        UsageError: If images of restricted classes are never seen as they are, but are to be started from, or
+            transformed images are larger than the image.
     """
+    if protocol.margin:
+        raise UsageError(
+            "Imagined images are as large as the image. Expected a protocol without a margin. "
+            f"Received: protocol={protocol.name}, with {protocol.margin} pixels on each side"
+        )
     transform = get_transform(protocol.transformation)
     start = protocol.restricted if config.imagined_from == "range" else None
     identity = np.zeros((1, *transform.PARAMETER_SHAPE), np.float32)
@@ -48,6 +54,9 @@ def steps_of(protocol: Protocol, config: ImaginationConfig) -> Steps:
     if period is not None and protocol.free.high - protocol.free.low >= period:
         return Steps(Range(0.0, period), True, start)
     low, high = (start.low, start.high) if start else (0.0, 0.0)
+    # Where a range does not contain its end, as of shifts, the last start is a whole step before it.
+    if start and not transform.contains(np.full_like(identity, high), low, high):
+        high -= 1.0
     return Steps(Range(protocol.free.low - low, protocol.free.high - high), False, start)
 
 
