@@ -45,6 +45,17 @@ def dataset_name(dataset: str | os.PathLike[str]) -> str:
     return path.parent.name if path.suffix == ".json" else path.name
 
 
+def check_batches(batch_size: int, images_per_code: int = 1) -> None:
+    """Raises UsageError unless batches are whole groups of images that share a code, neither empty."""
+    check_range("batch_size", batch_size, low=1)
+    check_range("images_per_code", images_per_code, low=1)
+    if batch_size % images_per_code:
+        raise UsageError(
+            f"Invalid value for images_per_code. Expected a divisor of batch_size={batch_size}. "
+            f"Received: images_per_code={images_per_code}"
+        )
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a model is trained: by which optimizer, with an exponentially decaying learning rate."""
@@ -75,18 +86,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, low=0)
-        check_range("batch_size", self.batch_size, low=1)
+        check_batches(self.batch_size, self.images_per_code)
         check_range("learning_rate", self.learning_rate, low=0.0)
         check_range("decay_rate", self.decay_rate, low=0.0, high=1.0)
         check_range("decay_steps", 1 if self.decay_steps is None else self.decay_steps, low=1)
         check_range("beta_1", self.beta_1, low=0.0, high=0.9999)
         check_range("validation_fraction", self.validation_fraction, low=0.0, high=0.9)
-        check_range("images_per_code", self.images_per_code, low=1)
-        if self.batch_size % self.images_per_code:
-            raise UsageError(
-                f"Invalid value for images_per_code. Expected a divisor of batch_size={self.batch_size}. "
-                f"Received: images_per_code={self.images_per_code}"
-            )
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,12 @@ def test_bad_names_are_named():
         make_pairs("rotate-94", "train", 8, 0, numbered())
 
 
+@pytest.mark.parametrize(("batch_size", "images_per_code"), [(0, 1), (8, 0), (8, 3), (2, 4)])
+def test_batches_that_groups_do_not_fill_are_refused(batch_size, images_per_code):
+    with pytest.raises(UsageError, match=r"Received: (batch_size=0|images_per_code=[034])"):
+        make_pairs("rotate-49", "train", batch_size, 0, numbered(), images_per_code=images_per_code)
+
+
 def test_upright_is_rotation_reversed_and_tells_no_parameter():
     forth = make_pairs("rotate-49", "train", 24, 3, numbered(), epochs=2)
     back = make_pairs("upright-49", "train", 24, 3, numbered(), epochs=2)

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfinv.data import PROTOCOLS, Dataset, batches, make_dataset, render, sample_parameters, select
 from tfinv.data.protocol import Protocol, Range
+from tfinv.errors import UsageError
 
 ROTATE_34 = PROTOCOLS["rotate-34"]
 # A range of whole shifts with the one value 0: the images come through unchanged.
@@ -161,6 +162,11 @@ def test_last_batch_of_an_epoch_is_smaller(batch_size, sizes):
     stream = make_dataset(STILL, "train", batch_size, 0, numbered(), epochs=2)
     assert [len(labels) for _, labels in stream.as_numpy_iterator()] == sizes * 2
     assert stream.cardinality() == len(sizes) * 2
+
+
+def test_empty_batches_are_refused():
+    with pytest.raises(UsageError, match=r"at least 1. Received: batch_size=0"):
+        make_dataset(STILL, "train", 0, 0, numbered())
 
 
 def test_nothing_is_left_behind_the_last_epoch():

@@ -150,6 +150,15 @@ def test_classes_that_do_not_fit_are_named(digits, restricted, excluded, message
     assert "digits" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("validation_fraction", 1.5), ("validation_fraction", -0.1), ("limit", -5), ("limit", 0)],
+)
+def test_numbers_out_of_range_are_named(digits, name, value):
+    with pytest.raises(UsageError, match=f"Received: {name}={value}"):
+        select(ROTATE_34, digits, "train", **{name: value})
+
+
 def test_unknown_split_lists_the_known_ones(digits):
     with pytest.raises(UsageError, match=r"train, validation, test\. Received: split=dev"):
         select(ROTATE_34, digits, "dev")

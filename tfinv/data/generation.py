@@ -5,6 +5,7 @@ Order and parameters are stateless functions of (seed, epoch, index), as in pipe
 
 import tensorflow as tf
 
+from tfinv.config import check_batches
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.pipeline import (
@@ -54,8 +55,9 @@ def make_pairs(
         transformed}, {"image": upright}) under a protocol that asks for upright images.
 
     Raises:
-        UsageError: If a name is unknown or the classes do not fit the dataset.
+        UsageError: If a name is unknown, a number is out of its range, or the classes do not fit the dataset.
     """
+    check_batches(batch_size, images_per_code)
     protocol = get_protocol(protocol)
     dataset = load_dataset(data) if isinstance(data, str) else data
     part = select(protocol, dataset, split, validation_fraction, limit)

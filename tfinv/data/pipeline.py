@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfinv.config import check_batches
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.protocol import Protocol, Range, Split, get_protocol, select
@@ -166,8 +167,9 @@ def make_dataset(
         long, of known cardinality.
 
     Raises:
-        UsageError: If a name is unknown or the classes do not fit the dataset.
+        UsageError: If a name is unknown, a number is out of its range, or the classes do not fit the dataset.
     """
+    check_batches(batch_size)
     protocol = get_protocol(protocol)
     dataset = load_dataset(data) if isinstance(data, str) else data
     part = select(protocol, dataset, split, validation_fraction, limit)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from tfinv.config import Task
+from tfinv.config import Task, check_range
 from tfinv.data.dataset import Dataset
 from tfinv.data.stored import Images, take
 from tfinv.errors import UsageError
@@ -182,11 +182,17 @@ def select(
         dataset: The dataset.
         split: "train", "validation" or "test"; the validation images are the last of the training ones.
         validation_fraction: Part of the training images that is held out, 0..1.
-        limit: Keep at most that many images.
+        limit: Keep at most that many images, at least 1; all if None.
+
+    Returns:
+        Its images of the classes that are kept, in the dataset's order.
 
     Raises:
-        UsageError: If `split` is unknown, or the classes do not fit (see `Protocol.kept_classes`).
+        UsageError: If `split` is unknown, a number is out of its range, or the classes do not fit (see
+            `Protocol.kept_classes`).
     """
+    check_range("validation_fraction", validation_fraction, low=0.0, high=1.0)
+    check_range("limit", 1 if limit is None else limit, low=1)
     if split not in SPLITS:
         raise UsageError(f"Unknown split. Expected one of {', '.join(SPLITS)}. Received: split={split}")
     kept = protocol.kept_classes(dataset)
