@@ -1,6 +1,6 @@
 """Learns a transformation from the free classes of a protocol, and shows its error on all of them.
 
-    python scripts/learn_transformation.py                                    # 36 linear operators
+    python scripts/learn_transformation.py                                    # 72 linear operators
     python scripts/learn_transformation.py --imagination address --output saved_models/rotation
     python scripts/learn_transformation.py --operator-classes 1 --operator-steps 12
 
