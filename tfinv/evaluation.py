@@ -121,7 +121,12 @@ def accuracy_curve(
 
 
 def call_model(model: Any, images: tf.Tensor) -> dict[str, Any]:
-    """Calls any model on images; returns its outputs with the class scores under "scores"."""
+    """Calls any model on images; returns its outputs with the class scores under "scores".
+
+    Raises:
+        UsageError: If the model has several outputs and none is named so.
+        ValueError: If an export takes images of another shape.
+    """
     if isinstance(model, keras.Model):
         outputs = model(images, training=False)
     elif hasattr(model, "tfinv_signature"):

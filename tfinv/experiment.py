@@ -59,7 +59,8 @@ def run(
         The run directory.
 
     Raises:
-        UsageError: On any bad input; found before anything is written or deleted.
+        UsageError: On any bad input, found before anything is written or deleted; and if training itself
+            fails, as `training.train` says: finished epochs stay.
         OSError: If something cannot be written; what was finished stays, for `resume`.
     """
     protocol = report.protocol_of(config)

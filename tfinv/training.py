@@ -142,6 +142,8 @@ def train(
 
     Raises:
         ConnectionError: If another worker is gone.
+        UsageError: If the loss diverges, moments to learn from do not turn, a checkpoint or a learned
+            transformation is damaged, or a worker has another configuration or dataset than the chief.
     """
     with distributed.losses_named(team):
         return _train(config, protocol, dataset, directory, team)

@@ -77,9 +77,22 @@ def pairs(
     images_per_code: int = 1,
     part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """Makes the pipeline of selected images; see `make_pairs` and, for `stream`, `sample_parameters`.
+    """Makes the pipeline of selected images; `make_pairs` selects them, too.
 
-    `part` is that of `tfinv.data.batches`.
+    Args:
+        protocol: Gives the transformation and the ranges.
+        split: The images.
+        batch_size: Images a batch, at least 1; the last batch of an epoch may be smaller.
+        seed: Seed of the order and of the parameters, at least 0.
+        epochs: Number of epochs that the whole training has.
+        start_epoch: First epoch to deliver, for resuming.
+        shuffle: Whether each epoch has its own order.
+        stream: What for, as in `sample_parameters`.
+        images_per_code: Successive images that share a parameter, a divisor of `batch_size`.
+        part: As in `tfinv.data.batches`.
+
+    Returns:
+        As `make_pairs`.
     """
     images_at, code = reader(split.images), get_transform(protocol.transformation).code
 

@@ -130,7 +130,15 @@ def render(protocol: Protocol, images: tf.Tensor, parameters: tf.Tensor) -> tf.T
 
 
 def scale_pixels(protocol: Protocol, images: tf.Tensor) -> tf.Tensor:
-    """Scales pixels, uint8 in 0..255 or floating point in 0..1, to the protocol's range, float32."""
+    """Scales pixels to the protocol's range.
+
+    Args:
+        protocol: Gives the pixel range.
+        images: Of any shape, uint8 in 0..255 or floating point in 0..1.
+
+    Returns:
+        The same shape, float32.
+    """
     black, white = protocol.pixel_range
     scale = (white - black) / (255.0 if images.dtype.is_integer else 1.0)
     return tf.cast(images, tf.float32) * scale + black
@@ -189,12 +197,25 @@ def batches(
     replace: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """Makes the pipeline of selected images; see `make_dataset` and, for `stream`, `sample_parameters`.
+    """Makes the pipeline of selected images; `make_dataset` selects them, too.
 
-    `part` (k, n) delivers the k-th of n parts of each batch alone, as equal as they can be: what one of n
-    workers trains on. `replace` returns the parameters of an epoch [N, *PARAMETER_SHAPE] to use in place of
-    those drawn, given the epoch, those drawn, the place of each image in its batch [N] and whether its class
-    is restricted [N].
+    Args:
+        protocol: Gives the transformation and the ranges.
+        split: The images.
+        batch_size: Images a batch, at least 1; the last batch of an epoch may be smaller.
+        seed: Seed of the order and of the parameters, at least 0.
+        epochs: Number of epochs that the whole training has.
+        start_epoch: First epoch to deliver, for resuming.
+        shuffle: Whether each epoch has its own order.
+        stream: What for, as in `sample_parameters`.
+        replace: Returns the parameters of an epoch [N, *PARAMETER_SHAPE] to use in place of those drawn,
+            given the epoch, those drawn, the place of each image in its batch [N] and whether its class is
+            restricted [N].
+        part: (k, n) delivers the k-th of n parts of each batch alone, as equal as they can be: what one of n
+            workers trains on.
+
+    Returns:
+        As `make_dataset`.
     """
     images_at, labels = reader(split.images), tf.constant(split.labels)
 

@@ -93,7 +93,15 @@ def load_or_learn(
 ) -> keras.Model | None:
     """Like `learn`, but once for a run directory, so that a resumed run imagines bitwise the same.
 
-    Returns None if nothing is to be learned.
+    Args:
+        protocol: Says which classes are free, and the range.
+        split: Training images.
+        config: What to learn, and how.
+        seed: Seed.
+        directory: The run directory; what is learned is written there, as `FILE`.
+
+    Returns:
+        The model that `learn` returns, or the one learned before; None if nothing is to be learned.
 
     Raises:
         UsageError: If what was learned before cannot be read, or as `learn` does.

@@ -30,7 +30,15 @@ def squash(vectors, axis: int = -1):
 
 
 def length(vectors, axis: int = -1):
-    """Euclidean length along `axis`, with the gradient 0 where the length is 0."""
+    """Euclidean length along an axis, with the gradient 0 where the length is 0.
+
+    Args:
+        vectors: Floating point tensor of any shape.
+        axis: Axis of the vector components.
+
+    Returns:
+        Tensor of the shape of `vectors` without that axis, and of their dtype.
+    """
     if is_half(vectors):
         return ops.cast(length(ops.cast(vectors, "float32"), axis), vectors.dtype)
     return _safe_sqrt(ops.sum(ops.square(vectors), axis=axis))
