@@ -213,6 +213,8 @@ def test_generator_goes_on_bitwise_the_same(train, tmp_path, name, images_per_co
         (small_generator(), "rotate-34", "autoencoder is for generation.*rotate-49.*protocol=rotate-34"),
         (small_generator(imagination="operators"), "rotate-49", "Received: imagination=operators"),
         (small_run(images_per_code=2), "rotate-34", "Received: images_per_code=2"),
+        (models.default_run("address_generator", "quick"), "shift-49", r"shift-49: 0 0. .*unchanged=\(1"),
+        (models.default_run("address_generator", "shift"), "rotate-49", r"rotate-49: 1 0. .*unchanged=\(0"),
     ],
 )
 def test_what_does_not_fit_the_task_is_refused(config, protocol, message):

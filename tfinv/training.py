@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfinv import distributed, imagination, models, runs
@@ -92,6 +93,16 @@ def check(config: RunConfig, protocol: Protocol, image_shape: tuple[int, int, in
             f"Received: images_per_code={config.training.images_per_code}"
         )
     model = build_model(config, protocol, image_shape, num_classes)
+    unchanged = getattr(config.model, "unchanged", None)
+    if unchanged is not None:
+        transform = get_transform(protocol.transformation)
+        known = transform.code(tf.zeros((1, *transform.PARAMETER_SHAPE)))[0].numpy()
+        if not np.allclose(unchanged, known):
+            raise UsageError(
+                "Invalid value for unchanged. Expected the code of no transformation under protocol "
+                f"{protocol.name}: {' '.join(f'{value:g}' for value in known)}. "
+                f"Received: unchanged={unchanged}"
+            )
     if task == "generation" and protocol.upright != ("code" not in model.input):
         wanted = "of images alone" if protocol.upright else "that takes a code"
         raise UsageError(

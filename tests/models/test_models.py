@@ -300,6 +300,27 @@ def test_cnn_scores_are_probabilities():
     np.testing.assert_allclose(scores.sum(axis=1), np.ones(4), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("cnn", "pool_sizes", (2, -3)),
+        ("cnn", "pool_sizes", (0,)),
+        ("cnn", "strides", (0,)),
+        ("cnn", "dense_units", 0),
+        ("cnn", "dropout_rate", -1.0),
+        ("cnn", "negative_slope", float("nan")),
+        ("stn_cnn", "dropout_rate", 1.5),
+        ("group_cnn", "filters", (8, 0)),
+        ("group_cnn", "dense_filters", 0),
+        ("group_cnn", "dropout_rate", -1.0),
+        ("group_cnn", "negative_slope", float("nan")),
+    ],
+)
+def test_cnns_refuse_values_out_of_range(name, field, value):
+    with pytest.raises(UsageError, match=rf"Invalid value for {field}.*Received: {field}="):
+        models.get_model(name).Config(**{field: value})
+
+
 @pytest.mark.parametrize("field", ["kernel_sizes", "strides", "pool_sizes"])
 def test_cnn_refuses_tuples_that_do_not_fit(field):
     with pytest.raises(UsageError, match=rf"{field}.*3 convolutions.*{field}=\(1, 2\)"):

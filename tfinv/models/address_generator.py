@@ -40,7 +40,7 @@ class Config:
 
     unchanged: tuple[float, ...] = (1.0, 0.0)
     """Code of the transformation that leaves images as they are; the default is a rotation's, a shift's is
-    (0, 0). With another one, training does not get far."""
+    (0, 0). Training refuses another one."""
     grid: tuple[int, int] = (4, 4)
     """Rows and columns of places at which addresses are learned."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfinv.config import TrainingConfig
+from tfinv.config import TrainingConfig, check_range
 from tfinv.errors import UsageError
 from tfinv.models._base import Preset
 
@@ -32,7 +32,7 @@ class Config:
     dense_units: int = 1024
     """Units of the hidden dense layer."""
     dropout_rate: float = 0.0
-    """Share of the dense units dropped in training."""
+    """Share of the dense units dropped in training, 0..1."""
     negative_slope: float = 0.1
     """Slope of LeakyReLU below zero."""
 
@@ -44,6 +44,12 @@ class Config:
                     f"Invalid value for {name}. Expected one entry, or one for each of the "
                     f"{len(self.filters)} convolutions. Received: {name}={values}"
                 )
+        for name in ("filters", "kernel_sizes", "strides", "pool_sizes"):
+            for value in getattr(self, name):
+                check_range(name, value, low=1)
+        check_range("dense_units", self.dense_units, low=1)
+        check_range("dropout_rate", self.dropout_rate, low=0.0, high=1.0)
+        check_range("negative_slope", self.negative_slope)
 
     def convolutions(self) -> list[tuple[int, int, int, int]]:
         """Returns filters, kernel size, stride and pool size of each convolution."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from tfinv.config import TrainingConfig
+from tfinv.config import TrainingConfig, check_range
 from tfinv.layers import GroupConv2D, GroupPooling
 from tfinv.models._base import Preset
 
@@ -34,9 +34,17 @@ class Config:
     batch_normalization: bool = True
     """Normalise behind each convolution's activation."""
     dropout_rate: float = 0.5
-    """Share of the features dropped in training."""
+    """Share of the features dropped in training, 0..1."""
     negative_slope: float = 0.1
     """Slope of LeakyReLU below zero."""
+
+    def __post_init__(self) -> None:
+        for value in self.filters:
+            check_range("filters", value, low=1)
+        for name in ("kernel_size", "strides", "dense_filters"):
+            check_range(name, getattr(self, name), low=1)
+        check_range("dropout_rate", self.dropout_rate, low=0.0, high=1.0)
+        check_range("negative_slope", self.negative_slope)
 
 
 def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
