@@ -11,6 +11,7 @@ from tests.conftest import ENVIRONMENT
 from tests.test_report import table
 from tests.test_reproduce import LONG, address, started, tiny_suite
 from tfinv import runs, suites
+from tfinv.data import get_protocol
 from tfinv.errors import UsageError
 
 # The rows of the tiny suite, each in a suite of its own: it diverges, takes long, does not.
@@ -49,6 +50,12 @@ def test_a_smoke_run_leaves_out_sizes_and_no_choice():
     assert {"hypernet_basic", "hypernet_convolutional", "hypernet_compensation", "em_capsnet"} <= names
     assert "cnn_01" not in names and "group_cnn_c8" not in names, "they differ in sizes"
     assert suites.distinct(rows[1:2]) == rows[1:2]
+
+
+def test_curves_are_measured_in_the_steps_of_their_protocol():
+    for row in suites.select("all"):
+        config = row.config("article", 0)
+        assert config.evaluation.grid_step in (None, get_protocol(config.protocol).grid_step), row.name
 
 
 @pytest.mark.slow

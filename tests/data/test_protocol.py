@@ -39,7 +39,7 @@ def test_every_protocol_is_complete(name):
     grid = get_transform(protocol.transformation).grid(protocol.grid_step)
     contains = get_transform(protocol.transformation).contains
     for limits in filter(None, (protocol.restricted, protocol.held_out)):
-        assert 1 <= contains(grid, *limits.bounds).sum() < len(grid), (
+        assert 3 <= contains(grid, *limits.bounds).sum() < len(grid), (
             "the sweep must tell inside from outside"
         )
 

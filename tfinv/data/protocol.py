@@ -269,6 +269,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 "Pout": Evaluation("restricted classes 2-6 to the right and down", "restricted", Range(2, 7)),
                 "Pinv": Evaluation("restricted classes 4-6 to the right and down", "restricted", Range(4, 7)),
             },
+            grid_step=1.0,
         ),
         _ROTATE_49,
         dataclasses.replace(_ROTATE_49, name="upright-49", upright=True),

@@ -4,8 +4,8 @@ from typing import Any
 
 from tfinv.suites._experiment import Experiment, little
 
-# One operator a pixel, the end of the range included.
-_SHIFTS = {"protocol": "shift-34", "operator_steps": 14}
+# One operator a pixel, the end of the range included; a point of the curve a pixel, as the protocol says.
+_SHIFTS = {"protocol": "shift-34", "operator_steps": 14, "grid_step": None}
 
 
 def _ablated(family: str, how: str = "operators", suffix: str = "", **changes: Any) -> Experiment:
