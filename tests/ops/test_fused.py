@@ -495,12 +495,6 @@ def test_build_info_tells_what_runs(fused):
     assert ops.resolve_implementation("auto") == ops.resolve_implementation("fused") == "fused"
 
 
-def test_the_library_needs_no_cuda(fused):
-    table = subprocess.run(["nm", "-D", "--undefined-only", fused.library], capture_output=True, text=True)
-    assert table.returncode == 0 and "tensorflow" in table.stdout
-    assert not re.findall(r"\bcu[A-Z]\w+|\bcuda\w+|__cuda\w+", table.stdout)
-
-
 LOAD = """
 import sys
 import numpy as np, tensorflow as tf
