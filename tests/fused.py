@@ -1,10 +1,14 @@
-"""The fixture of every test that needs the fused ops."""
+"""The fixture of every test that needs the fused ops, and the choices of one that does not."""
 
 import os
 
 import pytest
 
 from tests.backend import BACKEND
+
+# Without fused ops for the backend, or with them switched off, "auto" is the reference once more.
+_REFERENCE_ALONE = BACKEND == "torch" or os.environ.get("TFINV_DISABLE_FUSED", "0") not in ("", "0")
+CHOICES = ["auto"] if _REFERENCE_ALONE else ["reference", "auto"]
 
 
 @pytest.fixture(scope="session", name="fused")

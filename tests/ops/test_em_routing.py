@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from tests.backend import BACKEND, array, double_precision, gradients, numerical_gradients, tensor
+from tests.fused import CHOICES
 from tfinv.ops import EM_VARIANTS, em_routing, em_routing_from_votes
 from tfinv.ops.em_reference import VARIANCE_FLOOR, inverse_temperatures, summed_beta_u
 
@@ -398,7 +399,7 @@ EXTREME_CASES = [(name, (2, 9, 5, 4)) for name in EXTREMES] + [
 ITERATIONS = range(1, 6) if BACKEND == "tensorflow" else (1, 5)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("implementation", CHOICES)
 @pytest.mark.parametrize("variant", EM_VARIANTS)
 @pytest.mark.parametrize("name, shape", EXTREME_CASES, ids=str)
 def test_extremes_give_finite_values_and_gradients(name, shape, variant, implementation):
@@ -426,7 +427,7 @@ def test_extremes_give_finite_values_and_gradients(name, shape, variant, impleme
             assert np.isfinite(gradient).all(), which
 
 
-@pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("implementation", CHOICES)
 @pytest.mark.parametrize("name", ["poses", "activations", "weights", "beta_u", "beta_a", "bias"])
 def test_not_a_number_is_not_lost(name, implementation):
     values = problem((2, 5, 4, 2))
@@ -435,7 +436,7 @@ def test_not_a_number_is_not_lost(name, implementation):
     assert any(np.isnan(array(part)[0]).any() for part in found)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "auto"])
+@pytest.mark.parametrize("implementation", CHOICES)
 @pytest.mark.parametrize("variant", EM_VARIANTS)
 def test_logits_too_large_for_fractions_still_make_probabilities(variant, implementation):
     values = problem((3, 7, 5, 2))
@@ -460,7 +461,7 @@ def test_float32_stays_near_double_precision_at_every_scale(scale):
     values["poses"] *= scale
     for variant in EM_VARIANTS:
         expected = expected_of(values, 3, variant, final=0.01)[-1]
-        for implementation in ("reference", "auto"):
+        for implementation in CHOICES:
             found = route(values, 3, variant, final=0.01, implementation=implementation)
             poses, activations = (array(part) for part in found)
             np.testing.assert_allclose(poses, expected[0], atol=1e-4 * scale)
