@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.backend import BACKEND, array, gradients, tensor
+from tests.backend import BACKEND, array, compiled, gradients, tensor
 from tests.fused import fused_fixture  # noqa: F401
 from tfinv import layers
 from tfinv.ops import EM_VARIANTS, em_routing, em_routing_from_votes
@@ -19,7 +19,9 @@ WARM = 0.5
 
 
 def call(layer, poses=POSES, activations=ACTIVATIONS):
-    return [array(part) for part in layer([tensor(poses), tensor(activations)])]
+    """The outputs of a built layer as arrays."""
+    routed = compiled(lambda *given: layer(list(given)))
+    return [array(part) for part in routed(tensor(poses), tensor(activations))]
 
 
 def randomize(layer, *shapes):
@@ -144,17 +146,14 @@ def test_class_capsules_of_the_article_append_the_coordinates_and_average_the_po
     assert tuple(rest["beta_u"].shape) == (4, 11)
 
     def formed(poses, kernel):
-        """The same, all coordinates formed."""
+        """The same, all coordinates formed and each position a sample of its own."""
         votes = keras.ops.reshape(keras.ops.einsum("bhwcpq,cjqr->bhwcjpr", poses, kernel), (2, 6, 5, 2, 4, 9))
-        routed = []
-        for row in range(6):
-            for column in range(5):
-                place = tensor(
-                    np.broadcast_to(np.float32([(row + 0.5) / 6, (column + 0.5) / 5]), (2, 2, 4, 2))
-                )
-                extended = keras.ops.concatenate([votes[:, row, column], place], axis=-1)
-                routed.append(em_routing_from_votes(extended, tensor(ACTIVATIONS[:, row, column]), **rest))
-        return [sum(part) / 30 for part in zip(*routed, strict=True)]
+        rows, columns = np.mgrid[:6, :5]
+        places = np.stack([(rows + 0.5) / 6, (columns + 0.5) / 5], axis=-1)[:, :, np.newaxis, np.newaxis]
+        places = tensor(np.broadcast_to(places, (2, 6, 5, 2, 4, 2)))
+        extended = keras.ops.reshape(keras.ops.concatenate([votes, places], axis=-1), (60, 2, 4, 11))
+        routed = em_routing_from_votes(extended, tensor(ACTIVATIONS.reshape(60, 2)), **rest)
+        return [keras.ops.mean(keras.ops.reshape(part, (2, 30, *part.shape[1:])), axis=1) for part in routed]
 
     def laid(poses, kernel):
         return layer.stateless_call(
