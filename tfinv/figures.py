@@ -22,6 +22,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FREE = "#555555"
 SHADE = "#F2E6C2"
+_TWO_LABELS = 22  # characters of a label of which two fit side by side over a panel
 # Of each task: the metric of its curves, what that is, and what it answers.
 _CURVES = {
     "recognition": (
@@ -111,9 +112,11 @@ def comparison(
         else:
             axes.set_ylim(bottom=0)
         handles = [handle for handle in axes.lines if handle.get_label() in curves]
+        # A legend wider than its panel would narrow the panels.
+        longest = max((len(handle.get_label()) for handle in handles), default=0)
         axes.legend(
-            handles=handles, title=family, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7,
-            title_fontsize=9, frameon=False,
+            handles=handles, title=family, loc="lower center", bbox_to_anchor=(0.5, 1.0),
+            ncols=2 if longest <= _TWO_LABELS else 1, fontsize=7, title_fontsize=9, frameon=False,
         )  # fmt: skip
     for axes in grid[len(panels) :]:
         axes.set_axis_off()

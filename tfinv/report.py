@@ -131,7 +131,7 @@ def leaders(networks: Sequence[Network]) -> tuple[list[dict[str, str]], list[str
         | _budget_cells(network)
         for place, network in enumerate(able, 1)
     ]
-    return rows, [f"{network.name} (Ptest {_mean(network, 'Ptest')})" for network in below]
+    return rows, [network.name for network in below]
 
 
 def _mean(network: Network, *keys: str) -> str:
