@@ -19,10 +19,10 @@ from typing import Any
 import tyro
 
 from tfinv import runs
-from tfinv.errors import UsageError, usage_error_within
+from tfinv.errors import UsageError, usage_error_within, without_colours
 
-# In tyro's messages: colours, and the lines of a box that hold no text; above the first is its title.
-_COLOUR, _RULE = re.compile(r"\x1b\[[\d;]*m"), re.compile(r"^(?:╭.*|[ │╰╯]*[─-]{3,}[ │╰╯]*)$", re.MULTILINE)
+# In tyro's messages: the lines of a box that hold no text; above the first is its title.
+_RULE = re.compile(r"^(?:╭.*|[ │╰╯]*[─-]{3,}[ │╰╯]*)$", re.MULTILINE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -201,7 +201,7 @@ def parse(function: Callable[..., Any], description: str, arguments: list[str] |
 def _in_one_line(box: str) -> str:
     """Returns what a box of tyro's says is wrong, and which option is meant or what it takes."""
     said: list[str] = []
-    for part in _RULE.split(_COLOUR.sub("", box))[1:]:
+    for part in _RULE.split(without_colours(box))[1:]:
         lines = (line[2:].rstrip(" │") for line in part.strip("\n").splitlines())
         # Below an empty line is each type that was tried; deep lines describe each option that may be meant.
         kept = [line for line in itertools.takewhile(bool, lines) if not (said and line[:8].isspace())]

@@ -16,8 +16,18 @@ def usage_error_within(error: BaseException) -> UsageError | None:
     return UsageError(found[1]) if found else None
 
 
+def without_colours(text: str) -> str:
+    """Returns the text without a terminal's codes for colours and weights."""
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
+
+
+def one_line(error: BaseException | str) -> str:
+    """Returns all that `error` says, or its type if it says nothing, on one line of bounded length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def reason_of(error: BaseException) -> str:
     """Returns the first line of what an error says, without Keras's wrapping, or its type."""
-    lines = (line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines())
+    lines = (line.strip() for line in without_colours(str(error)).splitlines())
     told = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
     return told[0] if told else type(error).__name__

@@ -22,11 +22,10 @@ from tfinv.data.sources import (
     Source,
     UnavailableError,
     npz_file,
-    one_line,
     under_home,
     user_folder,
 )
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, one_line
 
 LOCK_SECONDS = 600.0
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfinv.config import dataset_name
 from tfinv.data.dataset import Dataset
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, one_line
 from tfinv.files import replacing
 
 # The four arrays of a dataset; Keras's dataset files use the same names.
@@ -51,9 +51,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def reason(error: Exception) -> str:
     """Returns why numpy cannot read a file, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
     # Its word for anything that it does not know, with the advice to execute it.
-    return "not a file of numpy's arrays" if "allow_pickle" in text else text
+    return "not a file of numpy's arrays" if "allow_pickle" in str(error) else one_line(error)
 
 
 def load_npz(path: str | os.PathLike[str]) -> Dataset:

@@ -20,7 +20,7 @@ import numpy as np
 
 from tfinv.data.idx import IDX_FILES, DamagedError, parse_idx, read_idx
 from tfinv.data.npz import KEYS, read_npz
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, one_line
 
 CONNECTION_SECONDS = 20.0
 NPM_SECONDS = 180.0
@@ -134,11 +134,6 @@ def under_home(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # as in some containers; Keras then takes /tmp, too
         return Path(tempfile.gettempdir()) / path.removeprefix("~/")
-
-
-def one_line(error: BaseException | str) -> str:
-    """Returns what `error` says, or its type if it says nothing, on one line of bounded length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _read_folder(path: Path, name: str) -> Found:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, one_line
 
 
 class StoredImages:
@@ -99,7 +99,7 @@ class StoredImages:
             content = b"".join(self._readers[shard].read(indices))
             return np.frombuffer(content, self.dtype).reshape(len(indices), *self.shape[1:])
         except (OSError, RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)[:160]
             raise UsageError(f"Damaged shard: {path} ({reason}). Make the dataset again.") from error
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import tensorflow as tf
 
 from tfinv.distributed.team import ALONE, Team
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, one_line
 
 StrategyName = Literal["none", "mirrored", "multiworker"]
 
@@ -50,8 +50,8 @@ def start(name: StrategyName) -> Team:
         with _interruptible():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except (tf.errors.OpError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"Worker {index} cannot start at {addresses[index]}: {reason[:200]}") from None
+        reason = one_line(error)[:200]
+        raise UsageError(f"Worker {index} cannot start at {addresses[index]}: {reason}") from None
     return Team(name, strategy, index, len(addresses))
 
 

@@ -13,7 +13,7 @@ from tfinv.engines import node
 from tfinv.engines.base import Failure, Watcher, log_of
 from tfinv.engines.process import reason_of, threads
 from tfinv.engines.storage import EXTRA, Progress, Storage
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, one_line
 
 # Attempts of a run whose machine, or whose process, was taken away.
 ATTEMPTS = 4
@@ -68,8 +68,7 @@ class RayEngine:
         try:
             self._ray.init(**options)
         except Exception as error:  # of many classes, depending on the address
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"No Ray cluster at --ray {address}: {reason}") from None
+            raise UsageError(f"No Ray cluster at --ray {address}: {one_line(error)[:200]}") from None
 
     def finish(
         self, entries: Sequence[Entry], command: Callable[[RunConfig], list[str]], watcher: Watcher

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfinv import runs
-from tfinv.errors import UsageError
+from tfinv.errors import UsageError, one_line
 from tfinv.files import replacing
 
 EXTRA = "pip install 'tfinv[ray]'"
@@ -96,8 +96,7 @@ class Storage:
             self._files.pipe_file(probe, b"tfinv")
             self._files.rm_file(probe)
         except Exception as error:  # each file system has its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"Cannot write to --storage {self.url}: {reason}") from None
+            raise UsageError(f"Cannot write to --storage {self.url}: {one_line(error)}") from None
 
     def begin(self, key: str, attempt: int, where: str) -> None:
         """Notes that a machine begins a run."""
