@@ -93,25 +93,24 @@ def networks(found: Iterable[Result]) -> list[Network]:
     Raises:
         UsageError: If one training is there twice, evaluated differently: it is no second seed.
     """
-    groups: dict[RunConfig, list[Result]] = {}
+    groups: dict[RunConfig, dict[int, Result]] = {}  # of each network a result by its seed
     for result in found:
         # More passes or points of the curve do not make another network.
         key = dataclasses.replace(result.config, seed=0, evaluation=EvaluationConfig())
-        same = groups.setdefault(key, [])
-        for other in same:
-            if other.config.seed == result.config.seed:
-                raise UsageError(
-                    f"Two evaluations of one training. Expected one run for seed {result.config.seed} of "
-                    f"{key.label}: remove one folder. Received: {other.folder}, {result.folder}"
-                )
-        same.append(result)
+        seed = result.config.seed
+        other = groups.setdefault(key, {}).setdefault(seed, result)
+        if other is not result:
+            raise UsageError(
+                f"Two evaluations of one training. Expected one run for seed {seed} of {key.label}: "
+                f"remove one folder. Received: {other.folder}, {result.folder}"
+            )
 
     def order(config: RunConfig) -> tuple:
         suite, place, _ = suites.place_of(config)
         return not suite, place, config.label, config.training.epochs, budget(config)
 
     return [
-        Network(_name(config, groups), tuple(sorted(groups[config], key=lambda result: result.config.seed)))
+        Network(_name(config, groups), tuple(result for _, result in sorted(groups[config].items())))
         for config in sorted(groups, key=order)
     ]
 
