@@ -80,16 +80,9 @@ def pairs(
     """Makes the pipeline of selected images; `make_pairs` selects them, too.
 
     Args:
-        protocol: Gives the transformation and the ranges.
-        split: The images.
-        batch_size: Images a batch, at least 1; the last batch of an epoch may be smaller.
-        seed: Seed of the order and of the parameters, at least 0.
-        epochs: Number of epochs that the whole training has.
-        start_epoch: First epoch to deliver, for resuming.
-        shuffle: Whether each epoch has its own order.
-        stream: What for, as in `sample_parameters`.
+        protocol, split, batch_size, seed, epochs, start_epoch, shuffle, stream, part: As in
+            `tfinv.data.batches`.
         images_per_code: Successive images that share a parameter, a divisor of `batch_size`.
-        part: As in `tfinv.data.batches`.
 
     Returns:
         As `make_pairs`.
