@@ -4,13 +4,16 @@ import ctypes
 import gc
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
-def interleaved(calls: dict[str, Callable], rounds: int) -> Iterator[tuple[int, str, float]]:
-    """Calls each by turns and yields (round, name, seconds), but for a first round that is not counted."""
+def interleaved(calls: Mapping[Name, Callable], rounds: int) -> Iterator[tuple[int, Name, float]]:
+    """Calls each by turns and yields (round, its key, seconds), but for a first round that is not counted."""
     for number in range(-1, rounds):
         for who, call in calls.items():
             start = time.perf_counter()

@@ -266,11 +266,23 @@ inline std::vector<Given> GivenOf(EmCase& problem) {
   if (problem.dims.variant == EmVariant::kHinton2018) given.push_back({&in.activations, true});
   return given;
 }
+
 inline std::vector<const std::vector<float>*> OutputsOf(const DynamicCase::Results& results) {
   return {&results.outputs};
 }
 inline std::vector<const std::vector<float>*> OutputsOf(const EmCase::Results& results) {
   return {&results.outputs, &results.output_activations};
+}
+
+// All outputs of sample b of a batch.
+template <typename Results>
+std::vector<float> OfSample(const Results& results, int64_t b, int64_t batch) {
+  std::vector<float> found;
+  for (const std::vector<float>* outputs : OutputsOf(results)) {
+    const int64_t size = static_cast<int64_t>(outputs->size()) / batch;
+    found.insert(found.end(), outputs->begin() + b * size, outputs->begin() + (b + 1) * size);
+  }
+  return found;
 }
 
 // NaN given to run(problem) comes out again, or nobody would see that a training has diverged; it comes out of
@@ -285,18 +297,12 @@ void CheckNotANumber(Case problem, const Run& run) {
     const auto results = run(problem);
     given.values->front() = before;
     for (int64_t b = 0; b < problem.dims.batch; ++b) {
-      bool missing = true, same = true;
-      for (size_t n = 0; n < OutputsOf(results).size(); ++n) {
-        const std::vector<float>&found = *OutputsOf(results)[n], &expected = *OutputsOf(clean)[n];
-        const size_t size = found.size() / problem.dims.batch;
-        for (size_t at = b * size; at < (b + 1) * size; ++at) {
-          missing = missing && !std::isnan(found[at]);
-          same = same && found[at] == expected[at];
-        }
-      }
-      if (given.by_sample && b > 0 ? !same : missing)
+      const std::vector<float> found = OfSample(results, b, problem.dims.batch);
+      const bool given_here = !given.by_sample || b == 0;
+      const bool lost = std::none_of(found.begin(), found.end(), [](float value) { return std::isnan(value); });
+      if (given_here ? lost : found != OfSample(clean, b, problem.dims.batch))
         Fail("%s: NaN in an input of %zu values is %s of sample %d", problem.Name().c_str(),
-             given.values->size(), missing ? "lost on the way to the outputs" : "in the outputs", int(b));
+             given.values->size(), given_here ? "lost on the way to the outputs" : "in the outputs", int(b));
     }
   }
 }

@@ -288,8 +288,9 @@ struct Test {
   void (*run)();
 };
 constexpr Test kTests[] = {
-    {"parity", Parity},     {"divided_work", DividedWork},       {"orders", Orders},
-    {"extremes", Extremes}, {"not_a_number", NotANumber}, {"long_sums", LongSums}, {"missing_barrier", MissingBarrier}, {"refusals", Refusals}};
+    {"parity", Parity},          {"divided_work", DividedWork}, {"orders", Orders},
+    {"extremes", Extremes},      {"not_a_number", NotANumber},  {"long_sums", LongSums},
+    {"refusals", Refusals},      {"missing_barrier", MissingBarrier}};
 
 }  // namespace
 
