@@ -1,4 +1,4 @@
-"""What the layers of matrix capsules compute, position by position; their conformance is in test_capsules."""
+"""What the layers of matrix capsules compute, position by position; their conformance: test_every_layer."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""EM routing: values by hand, an independent oracle, gradients, properties, extremes, errors."""
+"""EM routing: values by hand, an independent oracle, gradients, properties, errors."""
 
 import math
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.backend import BACKEND, array, double_precision, gradients, numerical_gradients, tensor
-from tests.fused import CHOICES
+from tests.backend import array, double_precision, gradients, numerical_gradients, tensor
+from tests.ops.em_oracle import WARM, expected_of, oracle, problem, route, route_votes
 from tfinv.ops import EM_VARIANTS, em_routing, em_routing_from_votes
-from tfinv.ops.em_reference import VARIANCE_FLOOR, inverse_temperatures, summed_beta_u
+from tfinv.ops.em_reference import inverse_temperatures, summed_beta_u
 
 # (B, I, J, P): ones, primes, more parents than children and the reverse, every size of a pose.
 SHAPES = [
@@ -24,113 +24,6 @@ SHAPES = [
 ]
 # Of gradients against central differences, which are themselves exact to about 1e-10.
 TOLERANCES = {"float64": {"rtol": 1e-6, "atol": 1e-8}, "float32": {"rtol": 1e-3, "atol": 1e-5}}
-# With one that is not small, activations are far from 1/2 and costs decide.
-WARM = 0.4
-
-
-def oracle(
-    votes,
-    activations,
-    beta_u,
-    beta_a,
-    iterations,
-    variant,
-    bias=None,
-    final=WARM,
-    floor=VARIANCE_FLOOR,
-):
-    """Procedure 1 of the paper in plain float64 formulas, a sample and a parent at a time.
-
-    Takes votes [B, I, J, H] and beta_u [J, H]; returns (poses, activations) after each iteration.
-    """
-    batch, children, parents, components = votes.shape
-    poses = np.zeros((iterations, batch, parents, components))
-    active = np.zeros((iterations, batch, parents))
-    for b in range(batch):
-        prior = np.exp(np.zeros((children, parents)) if bias is None else bias)
-        coupling = prior / prior.sum(axis=1, keepdims=True)
-        for t in range(iterations):
-            shares = coupling * np.maximum(activations[b], 1e-12)[:, np.newaxis]
-            temperature = final * (1 - 0.95 ** (t + 1))
-            if variant == "article":
-                shares = shares / shares.sum(axis=1, keepdims=True)
-                temperature = final
-            logits, densities = np.zeros(parents), np.zeros((children, parents))
-            for j in range(parents):
-                total = shares[:, j].sum()
-                mean = shares[:, j] @ votes[b, :, j] / total
-                variance = shares[:, j] @ (votes[b, :, j] - mean) ** 2 / total + floor
-                costs = (beta_u[j] + np.log(np.sqrt(variance))) * total
-                logits[j] = temperature * (beta_a[j] - costs.sum())
-                poses[t, b, j] = mean
-                for i in range(children):
-                    exponent = np.sum((votes[b, i, j] - mean) ** 2 / (2 * variance))
-                    densities[i, j] = np.exp(-exponent) / np.sqrt(np.prod(2 * np.pi * variance))
-            if variant == "article":
-                active[t, b] = np.exp(logits) / np.exp(logits).sum()
-            else:
-                active[t, b] = 1 / (1 + np.exp(-logits))
-            posterior = active[t, b] * densities
-            coupling = posterior / posterior.sum(axis=1, keepdims=True)
-    return list(zip(poses, active, strict=True))
-
-
-def all_votes(poses, weights):
-    votes = np.einsum("bipq,ijqr->bijpr", poses.astype(np.float64), weights.astype(np.float64))
-    return votes.reshape(*votes.shape[:3], -1)
-
-
-def problem(shape, seed=0):
-    """Random poses, activations, weights, beta_u [J, P, P], beta_a and bias; votes of a deviation near 1."""
-    batch, children, parents, size = shape
-    random = np.random.default_rng(seed)
-    return {
-        "poses": random.normal(size=(batch, children, size, size)),
-        "activations": random.uniform(0.05, 0.95, (batch, children)),
-        "weights": random.normal(size=(children, parents, size, size)) / np.sqrt(size),
-        "beta_u": random.normal(size=(parents, size, size)),
-        "beta_a": random.normal(size=parents),
-        "bias": random.normal(size=(children, parents)),
-    }
-
-
-def expected_of(values, iterations, variant, biased=True, **rest):
-    """The oracle's results for a `problem`, poses as matrices [B, J, P, P]."""
-    parents, size = values["weights"].shape[1:3]
-    results = oracle(
-        all_votes(values["poses"], values["weights"]),
-        values["activations"],
-        values["beta_u"].reshape(parents, -1),
-        values["beta_a"],
-        iterations,
-        variant,
-        values["bias"] if biased else None,
-        **rest,
-    )
-    return [(poses.reshape(-1, parents, size, size), active) for poses, active in results]
-
-
-def route(values, iterations, variant, biased=True, final=WARM, dtype="float32", **rest):
-    given = {name: tensor(value, dtype) for name, value in values.items() if name != "bias" or biased}
-    return em_routing(
-        **given, num_iterations=iterations, variant=variant, final_inverse_temperature=final, **rest
-    )
-
-
-def route_votes(values, iterations, variant, biased=True, final=WARM, dtype="float32", **rest):
-    given = {name: tensor(value, dtype) for name, value in values.items() if name != "bias" or biased}
-    poses, weights = given.pop("poses"), given.pop("weights")
-    batch, children, size, _ = poses.shape
-    parents = weights.shape[1]
-    votes = ops.einsum("bipq,ijqr->bijpr", poses, weights)
-    given["votes"] = ops.reshape(votes, (batch, children, parents, size * size))
-    given["beta_u"] = ops.reshape(given["beta_u"], (parents, size * size))
-    poses, activations = em_routing_from_votes(
-        **given, num_iterations=iterations, variant=variant, final_inverse_temperature=final, **rest
-    )
-    return ops.reshape(poses, (batch, parents, size, size)), activations
-
-
 # Temperatures and beta_u
 
 
@@ -361,111 +254,6 @@ def test_double_precision_equals_the_oracle():
                 for part, want in zip(found, expected_of(values, 3, variant, biased)[-1], strict=True):
                     assert keras.backend.standardize_dtype(part.dtype) == dtype
                     np.testing.assert_allclose(array(part), want, atol=1e-11 if dtype == "float64" else 1e-4)
-
-
-# Extremes in float32
-
-
-def extremes():
-    """Names and changes to a `problem` that break routing in plain formulas."""
-    yield "scale 1e-3", lambda values: values["poses"].__imul__(1e-3)
-    yield "scale 1e3", lambda values: values["poses"].__imul__(1e3)
-    yield "all poses zero", lambda values: values["poses"].fill(0.0)
-    yield "no child active", lambda values: values["activations"].fill(0.0)
-    yield "every child active", lambda values: values["activations"].fill(1.0)
-    yield "beside the floor", lambda values: values["activations"].fill(2e-12)
-    yield "one hot bias", lambda values: values["bias"].__imul__(1e3)
-    yield "large beta_a", lambda values: values["beta_a"].__imul__(1e4)
-    yield "large beta_u", lambda values: values["beta_u"].__imul__(1e4)
-
-    def identical(values, scale=1.0):
-        values["poses"][:] = values["poses"][:, :1] * scale
-        values["weights"][:] = values["weights"][:1]
-
-    yield "identical votes", identical
-    yield "identical votes, scale 1e3", lambda values: identical(values, 1e3)
-    yield "identical votes, scale 1e-3", lambda values: identical(values, 1e-3)
-
-
-EXTREMES = dict(extremes())
-EXTREME_CASES = [(name, (2, 9, 5, 4)) for name in EXTREMES] + [
-    (name, shape)
-    for shape in ((2, 1, 5, 4), (2, 9, 1, 4), (2, 1, 1, 1))  # one child, one parent, one of all
-    for name in ("scale 1e-3", "scale 1e3", "all poses zero", "no child active", "every child active")
-]
-
-
-# The other backends run the same formulas, several times more slowly: the ends of the range must do.
-ITERATIONS = range(1, 6) if BACKEND == "tensorflow" else (1, 5)
-
-
-@pytest.mark.parametrize("implementation", CHOICES)
-@pytest.mark.parametrize("variant", EM_VARIANTS)
-@pytest.mark.parametrize("name, shape", EXTREME_CASES, ids=str)
-def test_extremes_give_finite_values_and_gradients(name, shape, variant, implementation):
-    values = problem(shape)
-    EXTREMES[name](values)
-    votes = all_votes(values["poses"], values["weights"]).reshape(*shape[:3], shape[3], shape[3])
-    slack = 1e-5 * np.abs(votes).max()
-
-    def routed(given, iterations):
-        return route(given, iterations, variant, final=0.01, implementation=implementation)
-
-    for iterations in ITERATIONS:
-
-        def score(*tensors, iterations=iterations):
-            given = dict(zip(values, tensors, strict=True))
-            poses, activations = routed(given, iterations)
-            return ops.sum(poses) + ops.sum(activations)
-
-        poses, activations = (array(part) for part in routed(values, iterations))
-        assert np.isfinite(poses).all() and np.isfinite(activations).all()
-        assert activations.min() >= 0.0 and activations.max() <= 1.0 + 1e-6
-        # A mean lies among the votes.
-        assert (poses <= votes.max(axis=1) + slack).all() and (poses >= votes.min(axis=1) - slack).all()
-        for which, gradient in zip(values, gradients(score, *values.values()), strict=True):
-            assert np.isfinite(gradient).all(), which
-
-
-@pytest.mark.parametrize("implementation", CHOICES)
-@pytest.mark.parametrize("name", ["poses", "activations", "weights", "beta_u", "beta_a", "bias"])
-def test_not_a_number_is_not_lost(name, implementation):
-    values = problem((2, 5, 4, 2))
-    values[name].flat[0] = np.nan
-    found = route(values, 2, "hinton2018", implementation=implementation)
-    assert any(np.isnan(array(part)[0]).any() for part in found)
-
-
-@pytest.mark.parametrize("implementation", CHOICES)
-@pytest.mark.parametrize("variant", EM_VARIANTS)
-def test_logits_too_large_for_fractions_still_make_probabilities(variant, implementation):
-    values = problem((3, 7, 5, 2))
-    found, expected = (
-        route({**values, "bias": np.full((7, 5), level)}, 2, variant, implementation=implementation)
-        for level in (1e8, 0.0)
-    )
-    for part, want in zip(found, expected, strict=True):
-        np.testing.assert_allclose(array(part), array(want), atol=1e-5)
-    # A parent that no child wants still has a mean among the votes for it, here all the same.
-    values["poses"][:] = values["poses"][:, :1]
-    values["weights"][:] = values["weights"][:1]
-    values["bias"] = np.zeros((7, 5)) - 1e8 * (np.arange(5) == 2)
-    poses = array(route(values, 1, variant, implementation=implementation)[0])
-    votes = all_votes(values["poses"], values["weights"])
-    np.testing.assert_allclose(poses.reshape(3, 5, 4), votes[:, 0], atol=1e-5)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_float32_stays_near_double_precision_at_every_scale(scale):
-    values = problem((3, 17, 5, 4))
-    values["poses"] *= scale
-    for variant in EM_VARIANTS:
-        expected = expected_of(values, 3, variant, final=0.01)[-1]
-        for implementation in CHOICES:
-            found = route(values, 3, variant, final=0.01, implementation=implementation)
-            poses, activations = (array(part) for part in found)
-            np.testing.assert_allclose(poses, expected[0], atol=1e-4 * scale)
-            np.testing.assert_allclose(activations, expected[1], atol=1e-4)
 
 
 # Other dtypes
