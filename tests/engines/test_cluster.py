@@ -1,5 +1,6 @@
 """A sweep on a real cluster of two machines, on loopback: one is killed; the report is the sequential one."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -97,18 +98,18 @@ def processes():
     return found
 
 
-def keys_at_work(ancestor):
-    """Keys of the runs whose process descends from a process."""
+def at_work(ancestor):
+    """Process and output directory of the runs whose process descends from a process."""
     known = processes()
-    keys = []
+    found = []
     for pid, (_, words) in known.items():
         if "tfinv.worker" in words:
             place = pid
             while place not in (0, ancestor):
                 place = known.get(place, (0, []))[0]
             if place == ancestor:
-                keys.append(Path(words[words.index("tfinv.worker") + 1]).name)
-    return keys
+                found.append((pid, Path(words[words.index("tfinv.worker") + 1])))
+    return found
 
 
 def wait_for(condition, process, seconds=240):
@@ -116,7 +117,7 @@ def wait_for(condition, process, seconds=240):
     while not (found := condition()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.05)
+        time.sleep(0.01)
     return found
 
 
@@ -158,15 +159,22 @@ def test_a_machine_is_killed_and_the_report_is_that_of_one_machine(sweep, cluste
     raylet = cluster.second.all_processes["raylet"][0].process.pid
     process = sweep("cluster", "--ray", cluster.address, "--storage", f"file://{tmp_path}/storage")
 
-    def begun_on_the_second():
-        for digest in keys_at_work(raylet):
-            for key, progress in storage.progress().items():
-                if key.startswith(digest) and progress.epochs >= 2 and not progress.finished:
-                    return key
+    def halted_on_the_second():
+        """Stops a run in mid-training, lest it ends before its machine does."""
+        for pid, output in at_work(raylet):
+            for history in output.glob(f"*/{runs.HISTORY}"):
+                if runs.epochs_of(history.parent) >= 3:  # so that two are in the checkpoint
+                    os.kill(pid, signal.SIGSTOP)
+                    return pid, f"{output.name}/{history.parent.name}"
         return None
 
-    key = wait_for(begun_on_the_second, process)
+    halted, key = wait_for(halted_on_the_second, process)
+    wait_for(lambda: storage.progress()[key].epochs >= 2, process)
+    minder, _ = processes()[halted]
     cluster.remove_node(cluster.second, allow_graceful=False)
+    wait_for(lambda: minder not in processes(), process)  # or it tells of a killed run
+    with contextlib.suppress(ProcessLookupError):  # Ray may have done it
+        os.kill(halted, signal.SIGKILL)
     assert storage.restore(key, tmp_path / "at the kill").epochs < EPOCHS
     before = pd.read_csv(tmp_path / "at the kill" / runs.HISTORY)
     text, errors = process.communicate(timeout=400)
