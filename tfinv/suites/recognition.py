@@ -14,7 +14,7 @@ _EM = {"epochs": 12, "learning_rate": 2e-2, "decay_rate": 0.7, **_FEW_PASSES}
 _GIVEN = "Given the transformation"
 
 
-def _pool(preset: str) -> Experiment:
+def _pool(preset: str, **changes: Any) -> Experiment:
     # Convolutions of stride 1 and up to 100 million weights: an epoch costs ten of the others'.
     # The rate of the others is too high for a dense layer of 100,000 inputs.
     budget = {
@@ -24,6 +24,7 @@ def _pool(preset: str) -> Experiment:
         "decay_steps": None,
         "precision": "mixed_bfloat16",
         **_FEW_PASSES,
+        **changes,
     }
     # And 100 million weights, which take longer to store than a smoke run takes otherwise.
     narrow = dataclasses.replace(models.get_preset("cnn", preset).model, dense_units=32)
@@ -54,7 +55,7 @@ ROWS = (
     cnn("cnn_bn_02", "CNN with batch normalisation"),
     _pool("cnn_pool_00"),
     _pool("cnn_pool_01"),
-    _pool("cnn_pool_02"),
+    _pool("cnn_pool_02", epochs=8, decay_rate=0.65),
     Experiment("capsnet", "article", "Capsules", _CAPSNET, pictures=_FIGURES),
     Experiment("em_capsnet", "article", "Capsules", _EM, pictures=_FIGURES),
     Experiment("efficient_capsnet", "efficient_capsnet", "Capsules", _EFFICIENT, pictures=_FIGURES),
