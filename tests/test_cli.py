@@ -320,7 +320,8 @@ def test_help(script, monkeypatch, capsys):
     assert caught.value.code == 0 and text.startswith("usage:") and not errors
     if script.stem.startswith("train_"):
         presets = models.get_model(script.stem.removeprefix("train_")).PRESETS
-        assert all(f"{preset}:" in text for preset in presets)
+        assert all(f"{preset}: {entry.description[:30]}" in text for preset, entry in presets.items())
+        assert all(entry.description for entry in presets.values())
         assert "--protocol" in text and "--restricted-classes" in text
 
 

@@ -159,10 +159,7 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
         training.make_deterministic(config.seed)
         experiment.run(experiment.smoke(config) if smoke else config, output, overwrite, resume, team)
 
-    presets = "\n".join(
-        f"  {name}: {entry.description or 'a network of the article'}"
-        for name, entry in module.PRESETS.items()
-    )
+    presets = "\n".join(f"  {name}: {entry.description}" for name, entry in module.PRESETS.items())
     parse(launch, f"{description}\n\nPresets:\n{presets}", arguments)
 
 

@@ -153,6 +153,12 @@ def test_untrained_address_network_reads_every_cell_in_its_place_on_any_canvas()
     )
 
 
+@pytest.mark.parametrize(("name", "variant"), sorted(SMALL.keys() - {("hypernet", "basic")}), ids=" ".join)
+def test_untrained_networks_that_draw_begin_near_black(name, variant):
+    model = models.build_generator(name, (12, 12, 1), (28, 28, 1), 2, variant)
+    assert -1 < render(model).mean() < -0.75
+
+
 def test_compensation_takes_the_transformed_image_alone():
     for variant in ("address", "convolutional", "basic"):
         model = models.build_generator(

@@ -94,7 +94,10 @@ _TRAINING = TrainingConfig(
 def _article(config: Config, *measured: float) -> Preset:
     """A row of the authors' table; `measured` is their Ptest, Pin, Pout and Pinv."""
     return Preset(
-        config, _TRAINING, article=dict(zip(("Ptest", "Pin", "Pout", "Pinv"), measured, strict=True))
+        config,
+        _TRAINING,
+        article=dict(zip(("Ptest", "Pin", "Pout", "Pinv"), measured, strict=True)),
+        description="a network of the article",
     )
 
 

@@ -106,9 +106,26 @@ def _addressed(config: Config, capsules, codes, cells: tuple[int, int]):
 _TRAINING = TrainingConfig(epochs=5, learning_rate=2e-3, decay_rate=0.6, images_per_code=4)
 _EVALUATION = EvaluationConfig(repeats=1, grid_step=None)
 
+_CONTINUOUS = "capsules with a continuous position, drawn bilinearly"
+
 PRESETS = {
-    "quick": Preset(Config(), _TRAINING, EvaluationConfig(repeats=1, grid_step=None, curve_images=2000)),
-    "addressed": Preset(Config("addressed", capsules=128, capsule_length=4), _TRAINING, _EVALUATION),
-    "continuous": Preset(Config(), _TRAINING, _EVALUATION),
-    "digits": Preset(Config("digits", capsules=20, capsule_length=10), _TRAINING, _EVALUATION),
+    "quick": Preset(
+        Config(),
+        _TRAINING,
+        EvaluationConfig(repeats=1, grid_step=None, curve_images=2000),
+        description=f"{_CONTINUOUS}; 2,000 images evaluated",
+    ),
+    "addressed": Preset(
+        Config("addressed", capsules=128, capsule_length=4),
+        _TRAINING,
+        _EVALUATION,
+        description="a capsule a feature map, in the cell that a softmax chooses",
+    ),
+    "continuous": Preset(Config(), _TRAINING, _EVALUATION, description=_CONTINUOUS),
+    "digits": Preset(
+        Config("digits", capsules=20, capsule_length=10),
+        _TRAINING,
+        _EVALUATION,
+        description="the same, made from a choice of ten and a pose",
+    ),
 }

@@ -166,9 +166,14 @@ def cells_of(output_shape: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def drawn(maps, filters: int, output_shape: tuple[int, int, int]):
-    """Two transposed convolutions 4x4 of stride 2: maps to images [N, H', W', C'] in -1..1, float32."""
+    """Two transposed convolutions 4x4 of stride 2: maps to images [N, H', W', C'] in -1..1, float32.
+
+    Untrained, images are nearly black, as most pixels are. From grey, training blackens them first, and on
+    the canvas of shifts it silences all features to that end: none would ever be drawn.
+    """
+    nearly_black = keras.initializers.Constant(math.atanh(-0.9))
     maps = layers.Conv2DTranspose(filters, 4, 2, padding="same", activation="relu")(maps)
-    maps = layers.Conv2DTranspose(output_shape[2], 4, 2, padding="same")(maps)
+    maps = layers.Conv2DTranspose(output_shape[2], 4, 2, padding="same", bias_initializer=nearly_black)(maps)
     excess = [have - want for have, want in zip(maps.shape[1:3], output_shape[:2], strict=True)]
     if any(excess):
         maps = layers.Cropping2D([(0, count) for count in excess])(maps)
@@ -183,12 +188,33 @@ _TRAINING = TrainingConfig(epochs=5, learning_rate=2e-3, decay_rate=0.6)
 _SHARED = TrainingConfig(epochs=5, decay_rate=0.6, images_per_code=16)
 _EVALUATION = EvaluationConfig(repeats=1, grid_step=None)
 
+_ADDRESSES = "the map of features read from controlled addresses"
+
 PRESETS = {
-    "quick": Preset(Config(), _TRAINING, EvaluationConfig(repeats=1, grid_step=None, curve_images=2000)),
-    "basic": Preset(Config("basic", control_units=(64,)), _SHARED, _EVALUATION),
-    "convolutional": Preset(
-        Config("convolutional", control_units=(64,), filters=(10, 20)), _SHARED, _EVALUATION
+    "quick": Preset(
+        Config(),
+        _TRAINING,
+        EvaluationConfig(repeats=1, grid_step=None, curve_images=2000),
+        description=f"{_ADDRESSES}; 2,000 images evaluated",
     ),
-    "address": Preset(Config("address"), _TRAINING, _EVALUATION),
-    "compensation": Preset(Config("address", control="image"), _TRAINING, _EVALUATION, protocol="upright-49"),
+    "basic": Preset(
+        Config("basic", control_units=(64,)),
+        _SHARED,
+        _EVALUATION,
+        description="one controlled matrix from pixels to pixels",
+    ),
+    "convolutional": Preset(
+        Config("convolutional", control_units=(64,), filters=(10, 20)),
+        _SHARED,
+        _EVALUATION,
+        description="a controlled matrix between convolutions and transposed ones",
+    ),
+    "address": Preset(Config("address"), _TRAINING, _EVALUATION, description=_ADDRESSES),
+    "compensation": Preset(
+        Config("address", control="image"),
+        _TRAINING,
+        _EVALUATION,
+        description="a transformed image back upright, by a parameter it has to see for itself",
+        protocol="upright-49",
+    ),
 }
