@@ -16,9 +16,9 @@ namespace {
 }  // namespace
 
 extern const CpuKernels kKernels;
-const CpuKernels kKernels = {kLanes,         kVectorsAtOnce, RouteScratch,     SumVotes,       Route,
-                             Agree,          ScatterScratch, Scatter,          EmForwardScratch, EmForwardBlock,
-                             EmBackwardScratch, EmBackwardBlock};
+const CpuKernels kKernels = {kLanes,         kVectorsAtOnce, PackValues,       RouteScratch,   SumVotes,
+                             Route,          Agree,          ScatterScratch,   Scatter,        EmForwardScratch,
+                             EmForwardBlock, EmBackwardScratch, EmBackwardBlock};
 
 }  // namespace TFINV_ISA
 }  // namespace tfinv

@@ -93,6 +93,8 @@ struct EmBlock {
 struct CpuKernels {
   int64_t lanes;
   int64_t vectors_at_once;                              // of samples that a routing task takes
+  // Packs values [begin, end) of samples [count, size], at most `lanes` of them, to [size][lane].
+  void (*pack)(const float* samples, int64_t count, int64_t size, int64_t begin, int64_t end, float* packed);
   size_t (*route_scratch)(const DynamicPass&);          // floats, for the next three
   void (*sum_votes)(const DynamicPass&);                // partial = sum of votes
   void (*route)(const DynamicPass&);                    // partial = sum of coupling * votes

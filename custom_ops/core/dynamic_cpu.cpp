@@ -4,6 +4,7 @@
 // the partial sums are added in the order of the ranges, so that results do not depend on the threads. A
 // range's weights stay in the second-level cache while the groups of samples pass.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -25,16 +26,16 @@ constexpr int64_t kMostSamples = 128;
 
 int64_t Ceil(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
-// A block of samples and the states [J, D] that its passes share.
+// A block of samples, its poses packed, and the states [J, D] that its passes share.
 class Block {
  public:
-  Block(const DynamicDims& dims, int64_t first, int64_t count, const Executor& executor)
-      : kernels(Kernels()), dims(dims), first(first), count(count), executor(executor), lanes(kernels.lanes),
+  Block(const DynamicDims& dims, int64_t first, int64_t count, const float* poses, const Executor& executor)
+      : kernels(Kernels()), dims(dims), count(count), executor(executor), lanes(kernels.lanes),
         vectors(Ceil(count, lanes)), groups(Ceil(vectors, kernels.vectors_at_once)),
         range(Ceil(Ceil(dims.children, kRanges), kChildrenTogether) * kChildrenTogether),
         ranges(Ceil(dims.children, range)), components(dims.parents * dims.parent_dim),
-        stride(components * lanes + kPad), pose_stride(dims.children * dims.child_dim * lanes),
-        partial(ranges * vectors * stride) {}
+        stride(components * lanes + kPad), pose_size(dims.children * dims.child_dim),
+        samples(poses + first * pose_size), packed(vectors * pose_size * lanes), partial(ranges * vectors * stride) {}
 
   float* NewState() {
     states.emplace_back(vectors * stride);
@@ -42,15 +43,24 @@ class Block {
     return states.back().get();
   }
 
-  // Runs a kernel on all tasks; `total` receives the sum over the children unless it is null.
-  void Run(void (*kernel)(const DynamicPass&), const DynamicPass& pass, float* total) {
+  // Runs a kernel on all tasks, the first time on poses that each packs before. Calls finish(vector) when the
+  // partial sums of the vector are all there.
+  template <class Finish>
+  void Run(void (*kernel)(const DynamicPass&), const DynamicPass& pass, const Finish& finish) {
+    std::vector<std::atomic<int64_t>> left(groups);
+    for (std::atomic<int64_t>& tasks : left) tasks = ranges;
     ParallelFor(executor, ranges * groups, [&](int64_t task) {
-      const int64_t part = task / groups, vector = task % groups * kernels.vectors_at_once;
+      const int64_t part = task / groups, group = task % groups, vector = group * kernels.vectors_at_once;
       DynamicPass own = pass;
       own.first_child = part * range;
       own.last_child = std::min(dims.children, own.first_child + range);
       own.vectors = std::min(kernels.vectors_at_once, vectors - vector);
-      own.poses += vector * pose_stride;
+      if (!is_packed)
+        for (int64_t v = vector; v < vector + own.vectors; ++v)
+          kernels.pack(samples + v * lanes * pose_size, count - v * lanes, pose_size,
+                       own.first_child * dims.child_dim, own.last_child * dims.child_dim,
+                       packed.get() + v * pose_size * lanes);
+      own.poses += vector * pose_size * lanes;
       own.agreed += vector * stride;
       if (own.dsums) own.dsums += vector * stride;
       own.partial = partial.get() + (part * vectors + vector) * stride;
@@ -58,56 +68,60 @@ class Block {
       Buffer scratch(kernels.route_scratch(own));
       own.scratch = scratch.get();
       kernel(own);
+      if (left[group].fetch_sub(1) == 1)
+        for (int64_t v = vector; v < vector + own.vectors; ++v) finish(v);
     });
-    if (!total) return;
-    ParallelFor(executor, vectors, [&](int64_t vector) {
-      float* sum = total + vector * stride;
-      std::memcpy(sum, partial.get() + vector * stride, components * lanes * sizeof(float));
-      for (int64_t part = 1; part < ranges; ++part) {
-        const float* add = partial.get() + (part * vectors + vector) * stride;
-        for (int64_t index = 0; index < components * lanes; ++index) sum[index] += add[index];
-      }
-    });
+    is_packed = true;
   }
 
-  DynamicPass Pass(const float* poses, const float* weights, const float* bias) const {
+  // sum = the partial sums of a vector, added in the order of the ranges.
+  void AddRanges(int64_t vector, float* sum) const {
+    std::memcpy(sum, partial.get() + vector * stride, components * lanes * sizeof(float));
+    for (int64_t part = 1; part < ranges; ++part) {
+      const float* add = partial.get() + (part * vectors + vector) * stride;
+      for (int64_t index = 0; index < components * lanes; ++index) sum[index] += add[index];
+    }
+  }
+
+  DynamicPass Pass(const float* weights, const float* bias) const {
     DynamicPass pass = {};
     pass.children = dims.children;
     pass.parents = dims.parents;
     pass.child_dim = dims.child_dim;
     pass.parent_dim = dims.parent_dim;
-    pass.poses = poses;
+    pass.poses = packed.get();
     pass.weights = weights;
     pass.bias = bias;
     pass.state_stride = stride;
     return pass;
   }
 
-  // Poses [B, I, K] of the block, packed.
-  Buffer PackPoses(const float* poses) const {
-    Buffer packed(vectors * pose_stride);
-    ParallelFor(executor, vectors, [&](int64_t vector) {
-      Pack(poses, first, count, dims.children * dims.child_dim, lanes, pose_stride, vector, packed.get());
-    });
-    return packed;
+  // A vector of a state, from and to those of its samples [count, J, D].
+  void PackState(int64_t vector, const float* values, float* state) const {
+    Pack(values, 0, count, components, lanes, stride, vector, state);
+  }
+  void UnpackState(int64_t vector, const float* state, float* values) const {
+    Unpack(state, 0, count, components, lanes, stride, vector, values);
   }
 
-  // Calls body(sums, other) with the D components of each sample and parent; `lanes` floats apart.
+  // Calls body(sums, other) with the D components of each sample of a vector and parent; `lanes` floats apart.
   template <class Body>
-  void ForParents(float* state, float* other, const Body& body) const {
-    for (int64_t vector = 0; vector < vectors; ++vector)
-      for (int64_t parent = 0; parent < dims.parents; ++parent)
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          const int64_t at = vector * stride + parent * dims.parent_dim * lanes + lane;
-          body(state + at, other + at);
-        }
+  void ForParents(float* sums, float* other, const Body& body) const {
+    for (int64_t parent = 0; parent < dims.parents; ++parent)
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t at = parent * dims.parent_dim * lanes + lane;
+        body(sums + at, other + at);
+      }
   }
 
   const CpuKernels& kernels;
   const DynamicDims& dims;
-  const int64_t first, count;
+  const int64_t count;
   const Executor& executor;
-  const int64_t lanes, vectors, groups, range, ranges, components, stride, pose_stride;
+  const int64_t lanes, vectors, groups, range, ranges, components, stride, pose_size;
+  const float* const samples;  // poses [count, I, K]
+  const Buffer packed;         // the same, [vector][I, K][lane]
+  bool is_packed = false;
   Buffer partial;              // [range][vector][stride]
   std::vector<Buffer> states;  // each [vector][stride]
 };
@@ -120,7 +134,7 @@ float SquashFactor(const float* sums, int64_t size, int64_t step, float* length)
   return *length / (1.0f + squared);
 }
 
-// to += squash(sums), for every sample and parent.
+// to += squash(sums), for every sample of a vector and parent.
 void AddSquashed(const Block& block, float* sums, float* to) {
   const int64_t size = block.dims.parent_dim, step = block.lanes;
   block.ForParents(sums, to, [&](const float* s, float* v) {
@@ -143,17 +157,6 @@ void SquashGradient(const Block& block, float* sums, float* dvalues, float scale
   });
 }
 
-// States of a block, packed, from and to those of its samples [count, J, D].
-void UnpackState(const Block& block, const float* state, float* samples) {
-  for (int64_t vector = 0; vector < block.vectors; ++vector)
-    Unpack(state, 0, block.count, block.components, block.lanes, block.stride, vector, samples);
-}
-
-void PackState(const Block& block, const float* samples, float* state) {
-  for (int64_t vector = 0; vector < block.vectors; ++vector)
-    Pack(samples, 0, block.count, block.components, block.lanes, block.stride, vector, state);
-}
-
 // States [vector][stride] as DynamicScatter wants them.
 Buffer GatherStates(const Block& block, const std::vector<const float*>& states) {
   const int64_t size = block.dims.parent_dim, padded = Ceil(size, block.lanes) * block.lanes;
@@ -174,23 +177,25 @@ Buffer GatherStates(const Block& block, const std::vector<const float*>& states)
 void DynamicForward(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
                     float* outputs, float* sums, const Executor& executor) {
   if (dims.batch == 0) return;
-  Block block(dims, 0, dims.batch, executor);
-  const Buffer packed = block.PackPoses(poses);
+  Block block(dims, 0, dims.batch, poses, executor);
   float *agreed = block.NewState(), *total = block.NewState();
-  DynamicPass pass = block.Pass(packed.get(), weights, bias);
+  DynamicPass pass = block.Pass(weights, bias);
   pass.agreed = agreed;
   for (int t = 0; t < dims.iterations; ++t) {
-    const bool uniform = t == 0 && !bias;
-    block.Run(uniform ? block.kernels.sum_votes : block.kernels.route, pass, total);
-    if (uniform) {
-      const float coupling = 1.0f / static_cast<float>(dims.parents);
-      for (int64_t index = 0; index < block.vectors * block.stride; ++index) total[index] *= coupling;
-    }
-    UnpackState(block, total, sums + t * dims.batch * block.components);
-    if (t == dims.iterations - 1) std::memset(agreed, 0, block.vectors * block.stride * sizeof(float));
-    AddSquashed(block, total, agreed);
+    const bool uniform = t == 0 && !bias, last = t == dims.iterations - 1;
+    block.Run(uniform ? block.kernels.sum_votes : block.kernels.route, pass, [&](int64_t vector) {
+      float *sum = total + vector * block.stride, *outcome = agreed + vector * block.stride;
+      block.AddRanges(vector, sum);
+      if (uniform) {
+        const float coupling = 1.0f / static_cast<float>(dims.parents);
+        for (int64_t index = 0; index < block.stride; ++index) sum[index] *= coupling;
+      }
+      block.UnpackState(vector, total, sums + t * dims.batch * block.components);
+      if (last) std::memset(outcome, 0, block.stride * sizeof(float));
+      AddSquashed(block, sum, outcome);
+      if (last) block.UnpackState(vector, agreed, outputs);
+    });
   }
-  UnpackState(block, agreed, outputs);
 }
 
 void DynamicBackward(const DynamicDims& dims, const float* poses, const float* weights, const float* bias,
@@ -209,43 +214,52 @@ void DynamicBackward(const DynamicDims& dims, const float* poses, const float* w
   const int64_t most = std::clamp(cached, unit, kMostSamples);
   const int64_t at_once = Ceil(Ceil(dims.batch, Ceil(dims.batch, most)), unit) * unit;  // blocks of one size
   for (int64_t first = 0; first < dims.batch; first += at_once) {
-    Block block(dims, first, std::min(at_once, dims.batch - first), executor);
-    const Buffer packed = block.PackPoses(poses);
-    DynamicPass whole = block.Pass(packed.get(), weights, bias);
+    Block block(dims, first, std::min(at_once, dims.batch - first), poses, executor);
+    DynamicPass whole = block.Pass(weights, bias);
     whole.pair_stride = 2 * (steps - start) * block.lanes;
     whole.vector_stride = dims.parents * kChildrenTogether * whole.pair_stride;
     whole.together_stride = block.vectors * whole.vector_stride;
     const Buffer coefficients(Ceil(dims.children, kChildrenTogether) * whole.together_stride);
 
-    // What forward knew: sums_t, and agreed_t = v_1 + ... + v_{t-1}.
     std::vector<float*> states(steps), agreed(steps), dsums(steps);
-    for (int64_t t = 0; t < steps; ++t) {
-      states[t] = block.NewState();
-      PackState(block, sums + (t * dims.batch + first) * block.components, states[t]);
-      agreed[t] = block.NewState();
-      if (t == 0) continue;
-      std::memcpy(agreed[t], agreed[t - 1], block.vectors * block.stride * sizeof(float));
-      AddSquashed(block, states[t - 1], agreed[t]);
-    }
-
-    // From the last iteration to the first: v_t is in the output (t = R) or in agreed of every later one.
+    for (int64_t t = 0; t < steps; ++t)
+      for (auto* state : {&states, &agreed, &dsums}) (*state)[t] = block.NewState();
     float *dagreed = block.NewState(), *total = block.NewState();
-    for (int64_t t = steps - 1; t >= 0; --t) {
-      dsums[t] = block.NewState();
+    const size_t bytes = block.stride * sizeof(float);  // of a vector of a state
+
+    // What v_t passes on to sums_t. v_t is in the output (t = R) or in agreed of every later iteration.
+    const auto begin = [&](int64_t t, int64_t vector) {
+      const int64_t at = vector * block.stride;
       if (t == steps - 1)
-        PackState(block, doutputs + first * block.components, dsums[t]);
+        block.PackState(vector, doutputs + first * block.components, dsums[t]);
       else
-        std::memcpy(dsums[t], dagreed, block.vectors * block.stride * sizeof(float));
+        std::memcpy(dsums[t] + at, dagreed + at, bytes);
       const bool uniform = t == 0 && !bias;
-      SquashGradient(block, states[t], dsums[t], uniform ? 1.0f / static_cast<float>(dims.parents) : 1.0f);
-      if (uniform) break;
+      SquashGradient(block, states[t] + at, dsums[t] + at, uniform ? 1.0f / static_cast<float>(dims.parents) : 1.0f);
+    };
+    ParallelFor(executor, block.vectors, [&](int64_t vector) {
+      // What forward knew: sums_t, and agreed_t = v_1 + ... + v_{t-1}.
+      const int64_t at = vector * block.stride;
+      for (int64_t t = 0; t < steps; ++t) {
+        block.PackState(vector, sums + (t * dims.batch + first) * block.components, states[t]);
+        if (t == 0) continue;
+        std::memcpy(agreed[t] + at, agreed[t - 1] + at, bytes);
+        AddSquashed(block, states[t - 1] + at, agreed[t] + at);
+      }
+      begin(steps - 1, vector);
+    });
+    for (int64_t t = steps - 1; t >= start; --t) {
       DynamicPass pass = whole;
       pass.agreed = agreed[t];
       pass.dsums = dsums[t];
       pass.coefficients = coefficients.get() + 2 * (t - start) * block.lanes;
-      block.Run(block.kernels.agree, pass, t > 0 ? total : nullptr);
-      if (t > 0)
-        for (int64_t index = 0; index < block.vectors * block.stride; ++index) dagreed[index] += total[index];
+      block.Run(block.kernels.agree, pass, [&](int64_t vector) {
+        if (t == 0) return;
+        const int64_t at = vector * block.stride;
+        block.AddRanges(vector, total + at);
+        for (int64_t index = at; index < at + block.stride; ++index) dagreed[index] += total[index];
+        begin(t - 1, vector);
+      });
     }
 
     // The states that the last pass adds up.

@@ -23,6 +23,9 @@ struct Executor {
 
 // Calls task(0) ... task(count - 1), each once, in any order and on any thread; returns when all are done, or
 // then throws what one of them threw, such as std::bad_alloc: no thread of the host may see it.
+//
+// Threads begin at both ends by turns, so that two of them do not read what neighbouring tasks share, such as
+// weights, at the same time and each into a cache of its own.
 inline void ParallelFor(const Executor& executor, int64_t count, std::function<void(int64_t)> task) {
   if (count <= 0) return;
   const int64_t helpers = executor.schedule ? std::min<int64_t>(executor.threads, count) - 1 : 0;
@@ -33,7 +36,7 @@ inline void ParallelFor(const Executor& executor, int64_t count, std::function<v
   struct State {
     std::function<void(int64_t)> task;
     int64_t count;
-    std::atomic<int64_t> next{0}, done{0};
+    std::atomic<int64_t> workers{0}, begun{0}, from_first{0}, from_last{0}, done{0};
     std::mutex mutex;
     std::condition_variable finished;
     std::exception_ptr thrown;
@@ -43,7 +46,10 @@ inline void ParallelFor(const Executor& executor, int64_t count, std::function<v
   state->task = std::move(task);
   state->count = count;
   auto work = [state] {
-    for (int64_t index; (index = state->next.fetch_add(1)) < state->count;) {
+    const bool ascending = state->workers.fetch_add(1) % 2 == 0;
+    while (state->begun.fetch_add(1) < state->count) {
+      const int64_t index =
+          ascending ? state->from_first.fetch_add(1) : state->count - 1 - state->from_last.fetch_add(1);
       try {
         state->task(index);
       } catch (...) {
