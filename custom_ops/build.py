@@ -453,4 +453,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Folders beside this file are called as the frameworks are: they would pass for what is not installed.
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
     sys.exit(main())

@@ -241,6 +241,15 @@ def test_without_the_framework(tree):
     assert "tensorflow cannot be imported: broken" in tree.failure()
 
 
+@pytest.mark.parametrize("binding", ["tensorflow", "jax"])
+def test_folders_beside_the_script_do_not_pass_for_the_framework(binding):
+    command = [sys.executable, "-S", str(SCRIPT), binding]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 1 and "Traceback" not in finished.stderr
+    assert f"{binding} cannot be imported: No module named '{binding}'" in finished.stderr
+
+
 def test_a_failing_compiler_is_quoted_and_leaves_nothing(tree):
     source = tree.folder / "core" / "dispatch.cpp"
     source.write_text("int answer() { return unknown_name; }")
