@@ -175,7 +175,7 @@ def compiled(peer: str, problem: Problem, backward: bool = True) -> Callable:
             outputs = tf.nest.flatten(function(*inputs))
         if not backward:
             return outputs
-        # Given, the same for every peer: those of a loss would be a dozen more operations, which XLA alone fuses.
+        # Given, the same for every peer: a loss would be a dozen more operations, which XLA alone fuses.
         rng = np.random.default_rng(1)
         gradients = [tf.constant(rng.standard_normal(output.shape, np.float32)) for output in outputs]
         return outputs + list(tape.gradient(outputs, inputs, output_gradients=gradients))
