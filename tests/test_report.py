@@ -162,7 +162,7 @@ def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
         ("1", "cnn_02", "0.4000"),
         ("2", "cnn_00", "0.3000"),
     ]
-    assert "Below that: cnn_01, cnn_bn_00." in text
+    assert "Below that: `cnn_01`, `cnn_bn_00`." in text
 
 
 def test_the_order_is_that_of_the_suite_and_strangers_come_last(tmp_path):

@@ -19,7 +19,7 @@ TESTS = ("Ptest", "Pin", "Pout", "Pinv")
 # Columns that hold no results; numbers in prose that are none: chance, threshold, rounding, Student's t.
 OTHERS = {"run", "network", "place", "seeds", "budget", "passes", "images of the curve", "routing", "epochs"}
 OTHERS |= {"command", "device", "other versions", "commit", "the article shows", "ours, below"}
-CONSTANTS = {"0.125", "0.97", "5.1e-06", "-1.0", "1.0", "2.5"}
+CONSTANTS = {"0.125", "0.1", "0.97", "5.1e-06", "-1.0", "1.0", "2.5"}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 

@@ -160,7 +160,7 @@ def _section(members: Sequence[Result]) -> Iterator[str]:
     if leading or below:
         yield f"### {report.leader_title(networks)}\n"
         yield page.table(leading)
-        yield f"Below that: {', '.join(below)}.\n" if below else ""
+        yield f"Below that: {', '.join(f'`{network}`' for network in below)}.\n" if below else ""
     yield f"![The restricted classes against the parameter]({_figure(members[0].config)})\n"
     yield _PER_RUN[protocol.task]
     yield page.table(report.run_row(result) for network in networks for result in network.results)
