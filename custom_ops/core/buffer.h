@@ -89,23 +89,10 @@ class Buffer {
   size_t bytes_;
 };
 
-constexpr int64_t kPackedTogether = 64;  // values of each sample: what is written stays in the first-level cache
+constexpr int64_t kPackedTogether = 64;  // values of each sample: what is read stays in the first-level cache
 
-// Packs `size` values of each sample, samples [first, first + count) of [B, size], to [vector][size][lane] with
-// `stride` floats a vector; lanes past the end are 0.
-inline void Pack(const float* samples, int64_t first, int64_t count, int64_t size, int64_t lanes, int64_t stride,
-                 int64_t vector, float* packed) {
-  float* to = packed + vector * stride;
-  for (int64_t begin = 0; begin < size; begin += kPackedTogether) {
-    const int64_t end = begin + kPackedTogether < size ? begin + kPackedTogether : size;
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t sample = vector * lanes + lane;
-      const float* from = samples + (first + sample) * size;
-      for (int64_t index = begin; index < end; ++index) to[index * lanes + lane] = sample < count ? from[index] : 0.0f;
-    }
-  }
-}
-
+// What CpuKernels::pack packs, back: values [vector][size][lane], `stride` floats a vector, to those of each sample,
+// samples [first, first + count) of [B, size].
 inline void Unpack(const float* packed, int64_t first, int64_t count, int64_t size, int64_t lanes, int64_t stride,
                    int64_t vector, float* samples) {
   const float* from = packed + vector * stride;

@@ -98,7 +98,8 @@ class Block {
 
   // A vector of a state, from and to those of its samples [count, J, D].
   void PackState(int64_t vector, const float* values, float* state) const {
-    Pack(values, 0, count, components, lanes, stride, vector, state);
+    kernels.pack(values + vector * lanes * components, count - vector * lanes, components, 0, components,
+                 state + vector * stride);
   }
   void UnpackState(int64_t vector, const float* state, float* values) const {
     Unpack(state, 0, count, components, lanes, stride, vector, values);

@@ -87,8 +87,11 @@ void EmForward(const EmDims& dims, const float* poses, const float* activations,
     const Buffer buffer(at.scratch + kernels.em_forward_scratch(block));
     float* memory = buffer.get();
     const int64_t first = vector * lanes, count = std::min(lanes, dims.batch - first);
-    Pack(poses, first, count, at.pose_floats, lanes, 0, 0, memory + at.poses);
-    Pack(activations, first, count, dims.children, lanes, 0, 0, memory + at.activations);
+    const auto pack = [&](const float* values, int64_t row, int64_t size, float* to) {
+      kernels.pack(values + row * size, count, size, 0, size, to);
+    };
+    pack(poses, first, at.pose_floats, memory + at.poses);
+    pack(activations, first, dims.children, memory + at.activations);
     block.poses = memory + at.poses;
     block.activations = memory + at.activations;
     block.statistics = memory + at.statistics;
@@ -143,18 +146,21 @@ void EmBackward(const EmDims& dims, const float* poses, const float* activations
     block.scratch = memory + at.scratch;
     for (int64_t vector = share * vectors / shares; vector < (share + 1) * vectors / shares; ++vector) {
       const int64_t first = vector * lanes, count = std::min(lanes, dims.batch - first);
-      Pack(poses, first, count, at.pose_floats, lanes, 0, 0, memory + at.poses);
-      Pack(activations, first, count, dims.children, lanes, 0, 0, memory + at.activations);
+      const auto pack = [&](const float* values, int64_t row, int64_t size, float* to) {
+        kernels.pack(values + row * size, count, size, 0, size, to);
+      };
+      pack(poses, first, at.pose_floats, memory + at.poses);
+      pack(activations, first, dims.children, memory + at.activations);
       for (int t = 0; t < dims.iterations; ++t)
-        Pack(statistics, t * dims.batch + first, count, at.statistics_floats, lanes, 0, 0,
+        pack(statistics, t * dims.batch + first, at.statistics_floats,
              memory + at.statistics + t * at.statistics_floats * lanes);
       // Lanes past the end are samples of no weight: a variance of 0 would make their gradients NaN.
       for (int64_t row = 0; count < lanes && row < dims.iterations * dims.parents; ++row)
         for (int64_t h = 0; h < at.size; ++h)
           for (int64_t lane = count; lane < lanes; ++lane)
             block.statistics[(row * (2 * at.size + 1) + at.size + h) * lanes + lane] = 1.0f;
-      Pack(doutputs, first, count, at.parent_floats, lanes, 0, 0, memory + at.doutputs);
-      Pack(doutput_activations, first, count, dims.parents, lanes, 0, 0, memory + at.output_activations);
+      pack(doutputs, first, at.parent_floats, memory + at.doutputs);
+      pack(doutput_activations, first, dims.parents, memory + at.output_activations);
       kernels.em_backward(block);
       Unpack(block.dposes, first, count, at.pose_floats, lanes, 0, 0, dposes);
       Unpack(block.dactivations, first, count, dims.children, lanes, 0, 0, dactivations);
