@@ -3,14 +3,15 @@
     python benchmarks/step_profile.py                     # the article's networks and ours, some minutes
     python benchmarks/step_profile.py --networks cnn:cnn_00 --csv docs/benchmarks/step_profile.csv
 
-`data` is the time in which the pipeline alone makes a batch; training makes the next batch meanwhile, so that
-it is a share of the processor's time and not a wait. `forward` is the network in training mode, `gradient`
+`data` is the time in which the pipeline alone makes a batch once it runs; training makes the next batch
+meanwhile, so that it is a share of the processor's time and not a wait. `forward` is the network in training mode, `gradient`
 forward and backward of its loss, `step` the whole of `train_step`; one call of each a round, interleaved. An
 adversarial network, whose step has several losses, has no gradient of its own.
 """
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,27 @@ class Config:
     seed: int = 0
 
 
+class Pipeline:
+    """A call that goes through a stream of batches, and knows how long one took after the first ones.
+
+    Starting a pipeline takes as long as tens of batches, which an epoch of some hundred does not notice.
+    """
+
+    FIRST, COUNTED = 10, 100
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.batch_seconds = None
+
+    def __call__(self):
+        batches = iter(self.stream)
+        for _ in range(self.FIRST):
+            next(batches)
+        start = time.perf_counter()
+        counted = sum(1 for _ in batches)
+        self.batch_seconds = (time.perf_counter() - start) / counted
+
+
 def batches_of(run, protocol, images: int):
     """The run's stream on so many images."""
     from tfinv import data
@@ -77,8 +99,8 @@ def parts(name: str, seed: int):
     objective = models.objective(model_name, network)
     model = compiled(objective, run.training)
     train = train_function(model)
-    # Whole batches, enough of them that starting the pipeline is a small part.
-    stream = batches_of(run, protocol, 40 * run.training.batch_size).map(objective.adapt)
+    images = (Pipeline.FIRST + Pipeline.COUNTED) * run.training.batch_size
+    stream = batches_of(run, protocol, images).map(objective.adapt)
     inputs, targets = next(iter(stream))
     repeated = iter(tf.data.Dataset.from_tensors((inputs, targets)).repeat())
 
@@ -100,12 +122,12 @@ def parts(name: str, seed: int):
 
 def measure(name: str, config: Config) -> list[dict]:
     stream, calls, batch, parameters = parts(name, config.seed)
-    batches = sum(1 for _ in stream)
+    pipeline = Pipeline(stream)
     # On a CPU a function returns when it is done.
-    calls = {"data": lambda: sum(1 for _ in stream), **calls}
+    calls = {"data": pipeline, **calls}
     row = {"network": name, "batch": batch, "parameters": parameters}
     return [
-        {**row, "round": number, "part": part, "seconds": seconds / (batches if part == "data" else 1)}
+        {**row, "round": number, "part": part, "seconds": pipeline.batch_seconds if part == "data" else seconds}
         for number, part, seconds in interleaved(calls, config.rounds)
     ]
 

@@ -56,7 +56,7 @@ def test_loss_is_the_plain_error_and_its_gradient_that_of_near_codes():
     departures = np.array([[0.3, 0.4], [0.0, 2.0]], np.float32)
     loss = NearCodesError(reach=0.5)
     packed = with_distances(tensor(targets), tensor(departures))
-    np.testing.assert_allclose(array(packed)[:, 1, 2, -1], [0.5, 0.5, 2.0, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(array(packed)[:, -1, 1, 0], [0.5, 0.5, 2.0, 2.0], rtol=1e-6)
     error = np.mean((rendered - targets) ** 2)
     np.testing.assert_allclose(array(loss(packed, tensor(rendered))), error, rtol=1e-5)
     (found,) = gradients(lambda images: loss(packed, images), rendered)

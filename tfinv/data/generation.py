@@ -9,12 +9,13 @@ from tfinv.config import check_batches
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.pipeline import (
+    cut,
     draws,
     mapped,
-    render,
     sample_parameters,
     scale_pixels,
     stateless_key,
+    transformed,
 )
 from tfinv.data.protocol import Protocol, Split, get_protocol, select
 from tfinv.data.stored import reader
@@ -91,9 +92,8 @@ def pairs(
 
     @tf.autograph.experimental.do_not_convert
     def load(indices, parameters):
-        raw = images_at(indices)
-        target = render(protocol, raw, tf.repeat(parameters, images_per_code, axis=0))
-        upright = scale_pixels(protocol, raw)
+        upright = scale_pixels(protocol, images_at(indices))
+        target = transformed(protocol, upright, tf.repeat(parameters, images_per_code, axis=0))
         if protocol.upright:
             return {"image": target}, {"image": upright}
         return {"image": upright, "code": code(parameters)}, {"image": target}
@@ -136,7 +136,7 @@ def _group_draws(
             members = _shuffled(members, stateless_key(seed, epoch, "order", "groups"))
         limited = tf.reduce_any(tf.gather(restricted, members), axis=1)
         parameters = sample_parameters(protocol, limited, seed, epoch, stream=stream)
-        return tf.data.Dataset.from_tensor_slices((members, parameters)).batch(batch_size // size)
+        return cut((members, parameters), batch_size // size)
 
     dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(epoch_batches)
     dataset = dataset.map(lambda members, parameters: (tf.reshape(members, [-1]), parameters))

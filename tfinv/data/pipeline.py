@@ -122,7 +122,12 @@ def render(protocol: Protocol, images: tf.Tensor, parameters: tf.Tensor) -> tf.T
     Returns:
         Images [N, *protocol.output_shape((H, W, C))], float32.
     """
-    values, black = scale_pixels(protocol, images), protocol.pixel_range[0]
+    return transformed(protocol, scale_pixels(protocol, images), parameters)
+
+
+def transformed(protocol: Protocol, values: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
+    """Does what `render` does to images whose pixels are scaled already, float32."""
+    black = protocol.pixel_range[0]
     if protocol.margin:
         margin = [protocol.margin] * 2
         values = tf.pad(values, [[0, 0], margin, margin, [0, 0]], constant_values=black)
@@ -286,11 +291,17 @@ def draws(
         if replace is not None:
             restricted = tf.gather(tf.constant(split.restricted), order)
             parameters = replace(epoch, parameters, tf.range(count) % batch_size, restricted)
-        return tf.data.Dataset.from_tensor_slices((order, parameters)).batch(batch_size)
+        return cut((order, parameters), batch_size)
 
     dataset = tf.data.Dataset.range(start_epoch, epochs).flat_map(epoch_batches)
     steps = -(-count // batch_size) * max(epochs - start_epoch, 0)
     return dataset.apply(tf.data.experimental.assert_cardinality(steps))
+
+
+def cut(tensors: tuple[tf.Tensor, ...], size: int) -> tf.data.Dataset:
+    """Cuts tensors of one length into batches; as elements of one entry each they would cost more to collect."""
+    starts = tf.data.Dataset.range(0, tensors[0].shape[0], size)
+    return starts.map(lambda start: tuple(tensor[start : start + size] for tensor in tensors))
 
 
 def _draws_by_batch(

@@ -13,7 +13,7 @@ class NearCodesError(keras.losses.Loss):
     The value is that of the plain error, whatever the reach, so that epochs can be compared. Change the reach
     during training with `loss.reach.assign(value)`. JAX alone freezes it when a step is traced.
 
-    Called on images [N, H, W, C + 1], the last channel the distance of each image's code, as
+    Called on images [N, H + 1, W, C], the last row full of the distance of each image's code, as
     `with_distances` makes them, and on rendered images [N, H, W, C].
 
     Args:
@@ -25,7 +25,7 @@ class NearCodesError(keras.losses.Loss):
         self.reach = keras.Variable(reach, trainable=False, dtype="float32", name="reach")
 
     def call(self, y_true, y_pred):
-        targets, distances = y_true[..., :-1], y_true[..., -1:]
+        targets, distances = y_true[:, :-1], y_true[:, -1:]
         reach = ops.cast(self.reach, y_pred.dtype)
         weights = ops.exp(-0.5 * ops.square(distances / reach))
         fixed = ops.stop_gradient(y_pred)
@@ -36,19 +36,19 @@ class NearCodesError(keras.losses.Loss):
 
 
 def with_distances(images, departures):
-    """Appends a channel that holds the length of the departure of each image's code.
+    """Appends a row that is full of the length of the departure of each image's code.
 
     Args:
         images: [N, H, W, C].
         departures: Differences of codes from the given one [G, E]; G divides N.
 
     Returns:
-        [N, H, W, C + 1].
+        [N, H + 1, W, C].
     """
     distances = ops.sqrt(ops.sum(ops.square(departures), axis=-1, keepdims=True))
-    plane = ops.ones_like(images[..., :1])
-    groups = ops.reshape(plane, (ops.shape(departures)[0], -1)) * ops.cast(distances, plane.dtype)
-    return ops.concatenate([images, ops.reshape(groups, ops.shape(plane))], axis=-1)
+    row = ops.ones_like(images[:, :1])
+    groups = ops.reshape(row, (ops.shape(departures)[0], -1)) * ops.cast(distances, row.dtype)
+    return ops.concatenate([images, ops.reshape(groups, ops.shape(row))], axis=1)
 
 
 class ReachSchedule(keras.callbacks.Callback):
