@@ -4,9 +4,9 @@
     python benchmarks/step_profile.py --networks cnn:cnn_00 --csv docs/benchmarks/step_profile.csv
 
 `data` is the time in which the pipeline alone makes a batch once it runs; training makes the next batch
-meanwhile, so that it is a share of the processor's time and not a wait. `forward` is the network in training mode, `gradient`
-forward and backward of its loss, `step` the whole of `train_step`; one call of each a round, interleaved. An
-adversarial network, whose step has several losses, has no gradient of its own.
+meanwhile, so that it is a share of the processor's time and not a wait. `forward` is the network in training
+mode, `gradient` forward and backward of its loss, `step` the whole of `train_step`; one call of each a round,
+interleaved. An adversarial network, whose step has several losses, has no gradient of its own.
 """
 
 import os
@@ -126,10 +126,11 @@ def measure(name: str, config: Config) -> list[dict]:
     # On a CPU a function returns when it is done.
     calls = {"data": pipeline, **calls}
     row = {"network": name, "batch": batch, "parameters": parameters}
-    return [
-        {**row, "round": number, "part": part, "seconds": pipeline.batch_seconds if part == "data" else seconds}
-        for number, part, seconds in interleaved(calls, config.rounds)
-    ]
+    rows = []
+    for number, part, seconds in interleaved(calls, config.rounds):
+        seconds = pipeline.batch_seconds if part == "data" else seconds
+        rows.append({**row, "round": number, "part": part, "seconds": seconds})
+    return rows
 
 
 def show(frame: pd.DataFrame) -> None:

@@ -80,7 +80,8 @@ def test_shaded_range_wraps_around(restricted, expected):
 def test_accuracy_against_shift_and_without_restricted_classes(tmp_path):
     figure = figures.accuracy_against_parameter(curve(range(-8, 9, 4)), SHIFTED)
     saved(figure, tmp_path / "shift.png")
-    assert figure.axes[0].get_xlabel() == "shift [pixels]" and spans(figure.axes[0]) == [(-5, 5)]
+    # Of whole shifts from -5 to 4, each is in the middle of its step.
+    assert figure.axes[0].get_xlabel() == "shift [pixels]" and spans(figure.axes[0]) == [(-5.5, 4.5)]
     left, right = figure.axes[0].get_xlim()
     assert left <= -8 and right >= 8
     free = ROTATE_34.replace(restricted_classes=())
@@ -121,6 +122,7 @@ def test_comparison_of_one_network(tmp_path):
     figure = figures.comparison({"net": [curve()]}, ROTATE_34, {"net": "only"})
     saved(figure, tmp_path / "comparison.png")
     assert len(figure.axes) == 1 and figure.axes[0].get_xlabel() == "rotation [degrees]"
+    assert not any("other panels" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_taken_for(tmp_path):

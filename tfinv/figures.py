@@ -130,8 +130,9 @@ def comparison(
         axes.tick_params(labelsize=7)
     figure.suptitle(f"{protocol.name}: {question.format(listed)} where it never saw them?", fontsize=11)
     shared = [*grid[0].patches[:1], *(line for line in grid[0].lines if line.get_linestyle() == "--")]
-    grey = Line2D([], [], color="#BBBBBB", linewidth=0.8, label="networks of the other panels")
-    figure.legend(handles=[*shared, grey], loc="outside lower center", ncols=3, fontsize=8)
+    if len(panels) > 1:
+        shared.append(Line2D([], [], color="#BBBBBB", linewidth=0.8, label="networks of the other panels"))
+    figure.legend(handles=shared, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -257,9 +258,13 @@ def _chance(axes: Axes, rows: pd.DataFrame) -> None:
 def _training_ranges(protocol: Protocol) -> list[tuple[float, float]]:
     """The restricted range; for a periodic parameter, as often as it shows in one period about 0."""
     low, high = protocol.restricted.low, protocol.restricted.high
-    period = _transform(protocol).PERIOD
+    transform = _transform(protocol)
+    period = transform.PERIOD
     if period is None:
-        return [(low, high)]
+        last = np.full((1, *transform.PARAMETER_SHAPE), high, np.float32)
+        # A range without its end is of whole numbers, each in the middle of what is shaded for it.
+        aside = 0.0 if transform.contains(last, low, high)[0] else 0.5
+        return [(low - aside, high - aside)]
     turns = [(low + turn * period, high + turn * period) for turn in range(-2, 3)]
     return [(left, right) for left, right in turns if left < period / 2 and right > -period / 2]
 

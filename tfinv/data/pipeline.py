@@ -299,7 +299,7 @@ def draws(
 
 
 def cut(tensors: tuple[tf.Tensor, ...], size: int) -> tf.data.Dataset:
-    """Cuts tensors of one length into batches; as elements of one entry each they would cost more to collect."""
+    """Cuts tensors of one length into batches, which costs less than to collect one entry after another."""
     starts = tf.data.Dataset.range(0, tensors[0].shape[0], size)
     return starts.map(lambda start: tuple(tensor[start : start + size] for tensor in tensors))
 
