@@ -8,6 +8,10 @@ import keras
 
 from tfinv.config import EvaluationConfig, TrainingConfig
 
+# Generators are evaluated at every parameter of the protocol's own sweep, where nothing is random.
+SWEEP = EvaluationConfig(repeats=1, grid_step=None)
+QUICK_SWEEP = EvaluationConfig(repeats=1, grid_step=None, curve_images=2000)
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from tfinv.config import EvaluationConfig, TrainingConfig
+from tfinv.config import TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.layers import AddressField
-from tfinv.models._base import Objective, Preset
+from tfinv.models._base import QUICK_SWEEP, Objective, Preset
 from tfinv.models._near_codes import NearCodesError, ReachSchedule, with_distances
 
 TASK = "generation"
@@ -87,19 +87,17 @@ def objective(model: keras.Model) -> Objective:
     return Objective(model, {"image": loss}, {"image": 1.0}, adapt, (ReachSchedule(loss),))
 
 
-_EVALUATION = EvaluationConfig(repeats=1, grid_step=None, curve_images=2000)
-
 PRESETS = {
     "quick": Preset(
         Config(),
         TrainingConfig(epochs=5, learning_rate=0.02, decay_rate=0.5),
-        _EVALUATION,
+        QUICK_SWEEP,
         description="rotations; 2,345 steps on MNIST",
     ),
     "shift": Preset(
         Config(unchanged=(0.0, 0.0)),
         TrainingConfig(epochs=2, learning_rate=0.02, decay_rate=0.5),
-        _EVALUATION,
+        QUICK_SWEEP,
         description="shifts on their canvas; 938 steps on MNIST",
         protocol="shift-49",
     ),

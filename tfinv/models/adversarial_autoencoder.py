@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from tfinv.config import EvaluationConfig, TrainingConfig
+from tfinv.config import TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.models import autoencoder
-from tfinv.models._base import Objective, Preset
+from tfinv.models._base import QUICK_SWEEP, SWEEP, Objective, Preset
 
 TASK = "generation"
 # The prior is uniform between these, in each component of the latent.
@@ -70,13 +70,13 @@ PRESETS = {
     "quick": Preset(
         Config((32, 64), (64, 32), dense_units=256),
         TrainingConfig(epochs=5, optimizer="rmsprop"),
-        EvaluationConfig(repeats=1, grid_step=None, curve_images=2000),
+        QUICK_SWEEP,
         description="narrower, 2,345 iterations on MNIST; under 10 minutes on 2 cores",
     ),
     "article": Preset(
         Config(),
         TrainingConfig(epochs=214, optimizer="rmsprop"),
-        EvaluationConfig(repeats=1, grid_step=None),
+        SWEEP,
         # At 0 degrees, and outside its range in relation to that, after 100,000 iterations.
         article={
             "inside_mse:4": 0.045,

@@ -21,10 +21,10 @@ from typing import Literal
 import keras
 from keras import layers
 
-from tfinv.config import EvaluationConfig, TrainingConfig
+from tfinv.config import TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.layers import CapsuleCanvas, ControlledDense
-from tfinv.models._base import Preset
+from tfinv.models._base import QUICK_SWEEP, SWEEP, Preset
 from tfinv.models.hypernet import assembled, cells_of, convolved, decoder_inputs, drawn
 
 TASK = "generation"
@@ -104,7 +104,6 @@ def _addressed(config: Config, capsules, codes, cells: tuple[int, int]):
 
 
 _TRAINING = TrainingConfig(epochs=5, learning_rate=2e-3, decay_rate=0.6, images_per_code=4)
-_EVALUATION = EvaluationConfig(repeats=1, grid_step=None)
 
 _CONTINUOUS = "capsules with a continuous position, drawn bilinearly"
 
@@ -112,20 +111,20 @@ PRESETS = {
     "quick": Preset(
         Config(),
         _TRAINING,
-        EvaluationConfig(repeats=1, grid_step=None, curve_images=2000),
+        QUICK_SWEEP,
         description=f"{_CONTINUOUS}; 2,000 images evaluated",
     ),
     "addressed": Preset(
         Config("addressed", capsules=128, capsule_length=4),
         _TRAINING,
-        _EVALUATION,
+        SWEEP,
         description="a capsule a feature map, in the cell that a softmax chooses",
     ),
-    "continuous": Preset(Config(), _TRAINING, _EVALUATION, description=_CONTINUOUS),
+    "continuous": Preset(Config(), _TRAINING, SWEEP, description=_CONTINUOUS),
     "digits": Preset(
         Config("digits", capsules=20, capsule_length=10),
         _TRAINING,
-        _EVALUATION,
+        SWEEP,
         description="the same, made from a choice of ten and a pose",
     ),
 }

@@ -30,10 +30,10 @@ from typing import Literal
 import keras
 from keras import layers, ops
 
-from tfinv.config import EvaluationConfig, TrainingConfig
+from tfinv.config import TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.layers import AddressField, ControlledDense
-from tfinv.models._base import Preset
+from tfinv.models._base import QUICK_SWEEP, SWEEP, Preset
 
 TASK = "generation"
 # Optimizers move weights by about the learning rate a step, but addresses by cells: codes are seen enlarged.
@@ -186,7 +186,6 @@ def drawn(maps, filters: int, output_shape: tuple[int, int, int]):
 _TRAINING = TrainingConfig(epochs=5, learning_rate=2e-3, decay_rate=0.6)
 # Where kernels are large, making them is most of the cost. Not tuned.
 _SHARED = TrainingConfig(epochs=5, decay_rate=0.6, images_per_code=16)
-_EVALUATION = EvaluationConfig(repeats=1, grid_step=None)
 
 _ADDRESSES = "the map of features read from controlled addresses"
 
@@ -194,26 +193,26 @@ PRESETS = {
     "quick": Preset(
         Config(),
         _TRAINING,
-        EvaluationConfig(repeats=1, grid_step=None, curve_images=2000),
+        QUICK_SWEEP,
         description=f"{_ADDRESSES}; 2,000 images evaluated",
     ),
     "basic": Preset(
         Config("basic", control_units=(64,)),
         _SHARED,
-        _EVALUATION,
+        SWEEP,
         description="one controlled matrix from pixels to pixels",
     ),
     "convolutional": Preset(
         Config("convolutional", control_units=(64,), filters=(10, 20)),
         _SHARED,
-        _EVALUATION,
+        SWEEP,
         description="a controlled matrix between convolutions and transposed ones",
     ),
-    "address": Preset(Config("address"), _TRAINING, _EVALUATION, description=_ADDRESSES),
+    "address": Preset(Config("address"), _TRAINING, SWEEP, description=_ADDRESSES),
     "compensation": Preset(
         Config("address", control="image"),
         _TRAINING,
-        _EVALUATION,
+        SWEEP,
         description="a transformed image back upright, by a parameter it has to see for itself",
         protocol="upright-49",
     ),
