@@ -209,7 +209,7 @@ def test_figure_shades_what_was_shown(digits, name):
     axes = generation.error_against_parameter(rows, protocol).axes[0]
     assert len(axes.lines) == 10
     spans = {span.get_label(): (span.get_x(), span.get_x() + span.get_width()) for span in axes.patches}
-    expected = {"training range of 4 and 9": (-45.9, 45.9) if name == "rotate-49" else (-5.5, 4.5)}
+    expected = {"training range of 4 and 9": (-45.0, 45.0) if name == "rotate-49" else (-5.5, 4.5)}
     if name == "shift-unseen":
         expected["never shown of any class"] = (9.5, 19.5)
     assert spans.keys() == expected.keys()

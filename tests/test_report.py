@@ -204,6 +204,34 @@ def test_a_run_without_epochs_or_curve_is_no_crash(tmp_path):
     assert "| 0 | 0.0 min |" in (tmp_path / "results.md").read_text()
 
 
+def test_what_a_killed_publication_left_is_no_run(tmp_path):
+    left = add_run(tmp_path, network("cnn_00"), 0.1)
+    partial = left.with_name(f".partial-{'0' * 32}-{left.name}")
+    left.rename(partial)
+    assert summary.read(tmp_path / "results") == []
+    new = add_run(tmp_path / "new", network("cnn_00"), 0.2)
+    results_page.add_run(tmp_path, new)
+    assert list((tmp_path / "results").iterdir()) == [left]
+
+
+def test_an_incomplete_run_is_named(tmp_path):
+    folder = add_run(tmp_path, network("cnn_00"), 0.5)
+    (folder / runs.ENVIRONMENT).unlink()
+    with pytest.raises(UsageError, match=f"Incomplete run: {folder} .*environment.json"):
+        results_page.render_results(tmp_path)
+
+
+def test_a_run_that_went_on_elsewhere_says_so(tmp_path):
+    folder = add_run(tmp_path, network("cnn_00"), 0.5)
+    environment = json.loads((folder / runs.ENVIRONMENT).read_text())
+    earlier = environment | {"processor": "older", "commit": "a" * 40, "modified": False}
+    environment |= {"commit": "b" * 40, "modified": False, "earlier": [earlier, dict(environment)]}
+    (folder / runs.ENVIRONMENT).write_text(json.dumps(environment))
+    row = report.command_row(summary.read(tmp_path / "results")[0])
+    assert row["device"] == "older, 2 cores; TensorFlow 2, then cpu, 2 cores; TensorFlow 2"
+    assert row["commit"] == f"`{'a' * 12}`, then -, then `{'b' * 12}`"
+
+
 def test_no_runs_are_named(tmp_path):
     with pytest.raises(UsageError, match="No runs"):
         results_page.render_results(tmp_path)

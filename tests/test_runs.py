@@ -55,6 +55,39 @@ def test_resume_keeps_what_is_there(run):
     assert runs.read_config(run)["training"]["epochs"] == 99
 
 
+def finish(directory, epochs=2):
+    """Adds what a finished run has."""
+    (directory / runs.HISTORY).write_text("epoch\n" + "".join(f"{epoch}\n" for epoch in range(epochs)))
+    for name in (runs.CHECKPOINT, runs.MODEL, runs.INVARIANCE):
+        (directory / name).write_text("of the whole run")
+    for name in (runs.EXPORT, runs.FIGURES):
+        (directory / name).mkdir()
+
+
+def test_resume_with_another_evaluation_deletes_the_results_of_the_former(tmp_path):
+    runs.prepare(tmp_path / "run", CONFIG)
+    finish(tmp_path / "run")
+    kept = [runs.CHECKPOINT, runs.CONFIG, runs.HISTORY, runs.MODEL]
+    everything = sorted([*kept, runs.INVARIANCE, runs.EXPORT, runs.FIGURES])
+    for config, names in (
+        (CONFIG, everything),
+        (runs.replace(CONFIG, epochs=99), everything),
+        (runs.replace(CONFIG, epochs=99, repeats=3), sorted(kept)),
+    ):
+        runs.prepare(tmp_path / "run", config, resume=True)
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
+
+
+def test_resume_without_a_checkpoint_is_refused_untouched(tmp_path):
+    runs.prepare(tmp_path / "run", CONFIG)
+    finish(tmp_path / "run")
+    (tmp_path / "run" / runs.CHECKPOINT).unlink()
+    with pytest.raises(UsageError, match=r"its epochs have left no checkpoint.npz.*--overwrite"):
+        runs.prepare(tmp_path / "run", runs.replace(CONFIG, epochs=99), resume=True)
+    assert runs.read_config(tmp_path / "run")["training"]["epochs"] != 99
+    assert (tmp_path / "run" / runs.INVARIANCE).is_file()
+
+
 def test_resume_of_nothing_is_a_new_run(tmp_path):
     runs.prepare(tmp_path / "run", CONFIG, resume=True)
     assert runs.read_config(tmp_path / "run")["seed"] == 0
@@ -190,6 +223,24 @@ def test_no_commit_where_there_is_no_clone(clone, tmp_path, monkeypatch):
     assert runs.commit(installed) == unknown, "that clone is not the package's"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runs.commit(clone) == unknown, "no git"
+
+
+def test_environment_keeps_what_the_epochs_before_were_made_with(tmp_path):
+    def written(devices):
+        runs.write_environment(tmp_path, devices, ["train.py"])
+        return json.loads((tmp_path / runs.ENVIRONMENT).read_text())
+
+    first = written(["cpu"])
+    assert written(["other"])["accelerators"] == ["other"], "before the first epoch"
+    first = written(["cpu"])
+    assert "earlier" not in first
+    (tmp_path / runs.HISTORY).write_text("epoch\n1\n")
+    assert written(["cpu"]) == first
+    second = written(["other"])
+    assert second == {**first, "accelerators": ["other"], "earlier": [first]}
+    third = written(["cpu"])
+    assert [part["accelerators"] for part in third["earlier"]] == [["cpu"], ["other"]]
+    assert written(["cpu"]) == third
 
 
 def test_environment_has_versions_and_commit(tmp_path, monkeypatch):

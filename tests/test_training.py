@@ -112,12 +112,21 @@ def test_killed_run_goes_on_as_if_never_killed(tmp_path, start_script, digits_np
     assert tables[0] == tables[1]
 
 
+def seconds_of_the_first_epoch(directory):
+    """What no second training of it would repeat."""
+    return pd.read_csv(directory / runs.HISTORY).seconds[0]
+
+
 @pytest.mark.parametrize("name, model", [("cnn", SMALL), ("capsnet", TINY_CAPSNET)])
 def test_stopping_after_an_epoch_changes_nothing(train, tmp_path, name, model):
     """The same within one process, fast; also for a network with two losses."""
     train("whole", small_run(name, model, epochs=3))
     train("parts", small_run(name, model, epochs=1))
+    seconds = seconds_of_the_first_epoch(tmp_path / "parts")
+    (tmp_path / "parts" / runs.INVARIANCE).write_text("of one epoch")
     train("parts", small_run(name, model, epochs=3), resume=True)
+    assert not (tmp_path / "parts" / runs.INVARIANCE).exists(), "results of fewer epochs stayed"
+    assert seconds_of_the_first_epoch(tmp_path / "parts") == seconds
     if name == "cnn":
         assert_same_state(tmp_path / "whole", tmp_path / "parts")
     else:
@@ -128,12 +137,21 @@ def test_stopping_after_an_epoch_changes_nothing(train, tmp_path, name, model):
 
 def test_finished_run_is_not_trained_again(train, tmp_path):
     train("run")
-    before = state(tmp_path / "run")
+    before = (tmp_path / "run" / runs.HISTORY).read_text()  # with the seconds of each epoch
     model = train("run", resume=True)
-    assert state(tmp_path / "run")[1] == before[1]
+    assert (tmp_path / "run" / runs.HISTORY).read_text() == before
     stored = keras.models.load_model(tmp_path / "run" / runs.MODEL)
     for expected, got in zip(stored.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def test_history_is_complete_again_after_a_kill_between_checkpoint_and_history(train, tmp_path):
+    train("run")
+    path = tmp_path / "run" / runs.HISTORY
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    train("run", resume=True)
+    assert path.read_text() == whole
 
 
 def test_no_epochs_save_the_untrained_model(train, tmp_path):
@@ -196,7 +214,9 @@ def test_generator_goes_on_bitwise_the_same(train, tmp_path, name, images_per_co
     options = {"name": name, "images_per_code": images_per_code, "validation_fraction": 0.2}
     train("whole", small_generator(epochs=3, **options))
     train("parts", small_generator(epochs=1, **options))
+    seconds = seconds_of_the_first_epoch(tmp_path / "parts")
     train("parts", small_generator(epochs=3, **options), resume=True)
+    assert seconds_of_the_first_epoch(tmp_path / "parts") == seconds
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
     history = pd.read_csv(tmp_path / "parts" / runs.HISTORY)
     assert {"loss", "val_loss"} <= set(history.columns) and "accuracy" not in history.columns

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tfinv import figures, page, report, summary
+from tfinv import figures, page, report, results, summary
 from tfinv.config import DEFAULT_PROTOCOLS, RunConfig
 from tfinv.data import get_protocol
 from tfinv.suites import recognition
@@ -88,8 +88,7 @@ def figure(drawn: dict[str, pd.DataFrame]) -> Figure:
         label = "the article's adversarial autoencoder"
         axes.plot(list(_ERRORS), points, "k*", markersize=9, label=label)
         if digit in map(str, protocol.restricted_classes):
-            low, high = protocol.restricted.low, protocol.restricted.high
-            axes.axvspan(low, high, color=figures.SHADE, zorder=0, label="shown in training")
+            figures.shade_training_range(axes, protocol, "shown in training")
         figures.full_turn(axes, protocol)
         axes.tick_params(labelsize=7)
         axes.grid(color="#DDDDDD", linewidth=0.6)
@@ -152,7 +151,7 @@ def _errors(name: str, curve: pd.DataFrame) -> dict[str, str]:
     for angle in _ERRORS:
         nearest = min(curve.index, key=lambda place: abs(place - angle))
         near = abs(nearest - angle) <= _NEAR  # a smoke run has few angles
-        errors = [report.number(curve.loc[nearest, digit]) for digit in _DIGITS]
+        errors = [results.number(curve.loc[nearest, digit]) for digit in _DIGITS]
         row[f"{angle:g}°"] = " / ".join(errors) if near else page.NOTHING
     return row
 

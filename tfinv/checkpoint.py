@@ -74,6 +74,8 @@ class Checkpoint(keras.callbacks.Callback):
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         self._history = history
+        if self._team.chief and runs.epochs_of(self._directory) < len(history):
+            self._write_history()  # the process was killed after its checkpoint
         return len(history)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -97,8 +99,9 @@ class Checkpoint(keras.callbacks.Callback):
             return
         if improved:
             save_model(self._prediction_model, self._directory / runs.BEST_MODEL)
-        results.write_csv(self._directory / runs.HISTORY, pd.DataFrame(self._history))
         self._save(state)
+        runs.remove_results(self._directory)  # of fewer epochs, if there are any
+        self._write_history()
 
     def _merit(self, row: dict[str, Any]) -> float:
         """Returns how good an epoch was: on held-out images if there are any."""
@@ -106,6 +109,9 @@ class Checkpoint(keras.callbacks.Callback):
             return -row.get("val_loss", row["loss"])
         # Named "accuracy" in a model of one output, "scores_accuracy" beside others.
         return max((key.startswith("val_"), row[key]) for key in row if key.endswith("accuracy"))[1]
+
+    def _write_history(self) -> None:
+        results.write_csv(self._directory / runs.HISTORY, pd.DataFrame(self._history))
 
     def _save(self, values: dict[str, np.ndarray]) -> None:
         values["history"] = np.array(json.dumps(self._history))

@@ -133,7 +133,8 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
     from tfinv.config import RunConfig
 
     module = models.get_model(model_name)
-    default = models.default_run(model_name, _value_of("--preset", arguments) or default_preset)
+    preset = _value_of("--preset", arguments) or default_preset
+    default = models.default_run(model_name, preset, _value_of("--protocol", arguments))
 
     def launch(
         config: RunConfig[module.Config] = default,  # type: ignore[name-defined]

@@ -12,7 +12,17 @@ from rich.progress import track
 
 from tfinv import export
 from tfinv.config import check_range
-from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, sample_parameters, select
+from tfinv.data import (
+    Dataset,
+    Protocol,
+    Split,
+    get_protocol,
+    load_dataset,
+    render,
+    sample_parameters,
+    seen_in_training,
+    select,
+)
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError, reason_of
 from tfinv.results import Provenance, to_frame
@@ -96,10 +106,7 @@ def accuracy_curve(
     classify = _classifier(model, protocol, split)
     transform = get_transform(protocol.transformation)
     grid = transform.grid(step)
-    seen = {
-        restricted: transform.contains(grid, limits.low, limits.high)
-        for restricted, limits in ((False, protocol.free), (True, protocol.restricted))
-    }
+    seen = {restricted: seen_in_training(protocol, grid, restricted) for restricted in (False, True)}
     rows = []
     for index, parameter in enumerate(track(grid, description="Accuracy curve")):
         predicted = _predict(classify, split, np.repeat(parameter[np.newaxis], len(split), axis=0))

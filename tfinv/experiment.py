@@ -133,7 +133,7 @@ def evaluate(
     protocol: str | None = None,
     dataset: str | None = None,
     settings: EvaluationConfig = _DEFAULT_SETTINGS,
-    seed: int = 0,
+    seed: int | None = None,
     limit: int | None = None,
     restricted_classes: tuple[int, ...] | None = None,
     excluded_classes: tuple[int, ...] | None = None,
@@ -150,7 +150,7 @@ def evaluate(
         protocol: Name of the protocol; by default the run's own, or that of the network's task.
         dataset: Name of the dataset or path of an .npz; by default the run's own, or mnist.
         settings: How thoroughly.
-        seed: Seed of the random parameters.
+        seed: Seed of the random parameters; by default that of the run.
         limit: Use at most that many test images; all by default.
         restricted_classes: Classes tested outside their range; by default the run's or protocol's own.
         excluded_classes: Classes left out; by default the run's or protocol's own.
@@ -164,7 +164,7 @@ def evaluate(
     Raises:
         UsageError: On any bad input; found before anything is written.
     """
-    check_range("seed", seed, low=0, high=2**31 - 1)
+    check_range("seed", seed or 0, low=0, high=2**31 - 1)
     check_range("limit", 1 if limit is None else limit, low=1)
     directory, stored = models.run_of(model.resolve())
     if model.resolve() == directory:
@@ -192,10 +192,12 @@ def evaluate(
     label = stored.label if stored else model.stem
     if model.name == runs.BEST_MODEL:
         name, label = f"{name} (best epoch)", f"{label} (best epoch)"
+    own_seed = stored.seed if stored else 0
+    seed = own_seed if seed is None else seed
     implementation = _implementation(stored, exported=model.is_dir())
     if model.is_dir() and export.fused_ops(model):
         implementation = "fused"
-    provenance = Provenance(name, label, data.name, chosen.name, seed, implementation)
+    provenance = Provenance(name, label, data.name, chosen.name, own_seed, implementation)
     if output is None and task == "recognition":
         rows = evaluation.evaluate_invariance(loaded, chosen, settings.repeats, seed, data, limit, provenance)
     else:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tfinv.data import Protocol, Split, render
+from tfinv.data import Protocol, Split, render, seen_in_training
 from tfinv.data.transforms import get_transform
 from tfinv.evaluation import call_model
 
@@ -195,7 +195,7 @@ def reconstructions(model: Any, split: Split, protocol: Protocol, grid: np.ndarr
         protocol: Gives the transformation and the training range.
         grid: Parameters [M, *PARAMETER_SHAPE], one column each.
     """
-    seen = _transform(protocol).contains(grid, protocol.restricted.low, protocol.restricted.high)
+    seen = seen_in_training(protocol, grid, restricted=True)
     restricted = [label for label in dict.fromkeys(split.labels.tolist()) if _is_restricted(split, label)]
     figure = Figure(figsize=(0.75 * len(grid) + 0.9, 1.75 * len(restricted) + 0.6), layout="constrained")
     axes = figure.subplots(2 * len(restricted), len(grid), squeeze=False)
@@ -241,11 +241,15 @@ def _axes(protocol: Protocol) -> tuple[Figure, Axes]:
 
 
 def _background(axes: Axes, protocol: Protocol) -> None:
-    for index, (low, high) in enumerate(_training_ranges(protocol)):
-        label = "training range of the restricted classes"
-        axes.axvspan(low, high, color=SHADE, zorder=0, label=None if index else label)
+    shade_training_range(axes, protocol, "training range of the restricted classes")
     full_turn(axes, protocol)
     axes.grid(color="#DDDDDD", linewidth=0.6)
+
+
+def shade_training_range(axes: Axes, protocol: Protocol, label: str) -> None:
+    """Shades the parameters at which training shows restricted classes."""
+    for index, (low, high) in enumerate(_training_ranges(protocol)):
+        axes.axvspan(low, high, color=SHADE, zorder=0, linewidth=0, label=None if index else label)
 
 
 def _chance(axes: Axes, rows: pd.DataFrame) -> None:

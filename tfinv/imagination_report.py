@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tfinv import figures, imagination, results
 from tfinv.config import ImaginationConfig, check_range
-from tfinv.data import Protocol, Split, get_protocol, load_dataset, render, select
+from tfinv.data import Protocol, Split, get_protocol, load_dataset, render, seen_in_training, select
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 from tfinv.files import check_writable, replacing
@@ -118,7 +118,7 @@ def imagined_images(learned: keras.Model, protocol: Protocol, split: Split) -> F
     grid = transform.grid(1.0)
     grid = grid[transform.contains(grid, protocol.free.low, protocol.free.high)]
     grid = grid[np.linspace(0, len(grid), _COLUMNS, endpoint=False).astype(int)]
-    seen = transform.contains(grid, protocol.restricted.low, protocol.restricted.high)
+    seen = seen_in_training(protocol, grid, restricted=True)
     labels = np.unique(split.labels[split.restricted])
     figure = Figure(figsize=(0.75 * len(grid) + 0.9, 1.6 * len(labels) + 0.6), layout="constrained")
     axes = figure.subplots(2 * len(labels), len(grid), squeeze=False)

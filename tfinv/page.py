@@ -47,12 +47,16 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> str:
-    """Returns rows as a Markdown table without the columns that hold nothing; an empty text for no rows."""
+    """Returns rows as a Markdown table without the columns that hold nothing; an empty text for no rows.
+
+    What a row has no cell of, it has nothing of.
+    """
     rows = list(rows)
     if not rows:
         return ""
-    keys = [key for key in rows[0] if any(row[key] != NOTHING for row in rows)]
-    lines = [keys, ["---"] * len(keys), *([row[key] for key in keys] for row in rows)]
+    known = dict.fromkeys(key for row in rows for key in row)
+    keys = [key for key in known if any(row.get(key, NOTHING) != NOTHING for row in rows)]
+    lines = [keys, ["---"] * len(keys), *([row.get(key, NOTHING) for key in keys] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 

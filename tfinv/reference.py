@@ -9,16 +9,14 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfinv import models, registry, report, results, runs, summary
+from tfinv import models, registry, report, runs, summary
 from tfinv.config import RunConfig
 from tfinv.data import datasets
 from tfinv.errors import UsageError
-from tfinv.files import replacing
-from tfinv.summary import Result
+from tfinv.files import remove_partial, replacing
 
 MODEL_BYTES = 6_000_000
 ZOO_BYTES = 25_000_000
-_TABLES = (runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE)
 _LIMITS = {
     "recognition": (
         "It puts any image into one of its classes, also one of none; its probabilities are not calibrated.",
@@ -47,16 +45,17 @@ def add(run: Path, zoo: Path, overwrite: bool = False) -> Path:
             is there.
         OSError: If it cannot be written.
     """
-    missing = [name for name in (*_TABLES, runs.MODEL) if not (run / name).is_file()]
+    missing = [name for name in (*runs.TABLES, runs.MODEL) if not (run / name).is_file()]
     if missing:
         raise UsageError(f"Not a finished run: {run} lacks {', '.join(missing)}.")
     config = models.read_run_config(run)
     target = zoo / config.run_id
     if target.exists() and not overwrite:
         raise UsageError(f"A model of that name exists: {target}. Use --overwrite to replace it.")
+    remove_partial(zoo, target.name)
     with replacing(target) as folder:
         folder.mkdir(parents=True)
-        for name in _TABLES:
+        for name in runs.TABLES:
             shutil.copyfile(run / name, folder / name)
         _pack(run / runs.MODEL, folder / runs.MODEL)
         (folder / "README.md").write_text("\n".join(card(folder, config)))
@@ -99,7 +98,7 @@ def card(folder: Path, config: RunConfig) -> Iterator[str]:
         folder: The run directory.
         config: Its configuration.
     """
-    (network,) = summary.networks([_result(folder, config)])
+    (network,) = summary.networks([summary.result(folder, config)])
     protocol = report.protocol_of(config)
     module = models.get_model(config.model_name)
     yield f"# {config.run_id}\n"
@@ -128,11 +127,6 @@ def card(folder: Path, config: RunConfig) -> Iterator[str]:
     yield "what a network carries over from some classes to others."
     yield from _LIMITS[protocol.task]
     yield ""
-
-
-def _result(folder: Path, config: RunConfig) -> Result:
-    """Returns the tables of a run."""
-    return Result(folder, config, results.read_csv(folder / runs.INVARIANCE))
 
 
 def _range(limits) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -64,7 +64,9 @@ def article_figures(config: RunConfig, protocol: Protocol, dataset: str) -> dict
 def headline(result: Result) -> str:
     """Returns the figures of a run in a line."""
     columns = _columns(result)
-    return ", ".join(f"{name} {number(result.values[list(keys)].mean())}" for name, keys in columns.items())
+    return ", ".join(
+        f"{name} {results.number(result.values[list(keys)].mean())}" for name, keys in columns.items()
+    )
 
 
 def _columns(result: Result) -> dict[str, tuple[str, ...]]:
@@ -119,7 +121,11 @@ def leaders(networks: Sequence[Network]) -> tuple[list[dict[str, str]], list[str
             name: tuple(results.key(f"{name}_mse", label) for label in labels)
             for name in ("outside", "inside")
         }
-        able = summary.by_error(networks, columns["outside"]) if labels else []
+        # Some test images may have none of a class.
+        measured = [
+            network for network in networks if set(columns["outside"]) <= set(network.results[0].values.index)
+        ]
+        able = summary.by_error(measured, columns["outside"]) if labels else []
     else:
         columns = {name: (name,) for name in ("Pinv", "Ptest")}
         able = []
@@ -141,19 +147,9 @@ def _mean(network: Network, *keys: str) -> str:
 def _interval(mean: float, deviation: float, count: int) -> str:
     """Returns a mean ± the half width of its 95 % interval, and the standard deviation behind that."""
     if math.isnan(deviation):
-        return number(mean)
-    shown, half = _format(mean), intervals.half_width(deviation, count)
-    return f"{number(mean)} ± {half:{shown}} (sd {deviation:{shown}})"
-
-
-def number(value: float) -> str:
-    """Returns a figure as tables show it."""
-    return "-" if math.isnan(value) else f"{value:{_format(value)}}"
-
-
-def _format(value: float) -> str:
-    """Returns the format of a figure and its spread: four digits, unless they make nothing of an error."""
-    return ".1e" if 0 < value < 5e-5 else ".4f"
+        return results.number(mean)
+    shown, half = results.number_format(mean), intervals.half_width(deviation, count)
+    return f"{results.number(mean)} ± {half:{shown}} (sd {deviation:{shown}})"
 
 
 def _budget_cells(network: Network) -> dict[str, str]:
@@ -184,20 +180,30 @@ def run_row(result: Result) -> dict[str, str]:
 def command_row(result: Result) -> dict[str, str]:
     """Returns the cells that say how, how long and where a run was made."""
     environment = json.loads((result.folder / runs.ENVIRONMENT).read_text())
+    parts = [*environment.get("earlier", ()), environment]
     history = result.folder / runs.HISTORY
     seconds = pd.read_csv(history).seconds if history.is_file() else pd.Series(dtype=float)
-    processor = f"{environment['processor']}, {environment['cores']} cores"
-    device = ", ".join(environment["accelerators"]) or processor
-    onednn = " with oneDNN" if environment.get("onednn") else ""
     return {
         "run": f"`{result.folder.name}`",
         "command": f"`{environment['command']}`",
         "epochs": str(len(seconds)),
         "training": f"{seconds.sum() / 60:.1f} min",
-        "device": f"{device}; TensorFlow {environment['tensorflow']}{onednn}",
-        "other versions": _versions(environment),
-        "commit": _commit(environment),
+        "device": _successive(map(_device, parts)),
+        "other versions": _successive(map(_versions, parts)),
+        "commit": _successive(map(_commit, parts)),
     }
+
+
+def _successive(cells: Iterable[str]) -> str:
+    """Returns what held for a run from its first epoch on, and where it went on differently."""
+    return ", then ".join(dict.fromkeys(cells))
+
+
+def _device(environment: Mapping[str, Any]) -> str:
+    processor = f"{environment['processor']}, {environment['cores']} cores"
+    device = ", ".join(environment["accelerators"]) or processor
+    onednn = " with oneDNN" if environment.get("onednn") else ""
+    return f"{device}; TensorFlow {environment['tensorflow']}{onednn}"
 
 
 def _versions(environment: Mapping[str, str]) -> str:

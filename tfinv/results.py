@@ -1,5 +1,6 @@
 """Tidy result rows: one observation a row, the same columns everywhere."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,16 @@ def whole(rows: pd.DataFrame) -> pd.Series:
     found = rows[rows.parameter.isna()]
     names = [key(metric, label) for metric, label in zip(found.metric, found.label, strict=True)]
     return pd.Series(found.value.to_numpy(), index=names)
+
+
+def number(value: float) -> str:
+    """Returns a figure as tables show it."""
+    return "-" if math.isnan(value) else f"{value:{number_format(value)}}"
+
+
+def number_format(value: float) -> str:
+    """Returns the format of a figure and its spread: four digits, unless they make nothing of an error."""
+    return ".1e" if 0 < value < 5e-5 else ".4f"
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

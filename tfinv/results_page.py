@@ -9,7 +9,7 @@ from tfinv import article, figures, generation, page, report, runs, suites, summ
 from tfinv.config import RunConfig, dataset_name
 from tfinv.data import get_protocol
 from tfinv.errors import UsageError
-from tfinv.files import replacing
+from tfinv.files import remove_partial, replacing
 from tfinv.summary import Result
 
 _INTRODUCTION = """\
@@ -49,7 +49,6 @@ network: how far its test depends on the random parameters, not on the training.
     "generation": "### Every run\n",
 }
 _PICTURES = (".gif", ".png")
-_TABLES = (runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.INVARIANCE)
 
 
 def add_run(docs: Path, directory: Path, pictures: Sequence[str] = ()) -> None:
@@ -60,10 +59,11 @@ def add_run(docs: Path, directory: Path, pictures: Sequence[str] = ()) -> None:
         directory: The run directory.
         pictures: Names of its figures that are to be shown.
     """
+    remove_partial(docs / "results", directory.name)
     with replacing(docs / "results" / directory.name) as folder:
         folder.mkdir(parents=True)
         copied = [
-            *(directory / name for name in _TABLES),
+            *(directory / name for name in runs.TABLES),
             *(directory / runs.FIGURES / name for name in pictures),
         ]
         for path in copied:

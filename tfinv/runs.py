@@ -32,6 +32,8 @@ BEST_MODEL = "best.keras"
 CHECKPOINT = "checkpoint.npz"
 EXPORT = "export"
 FIGURES = "figures"
+# What is kept of a run whose model is not.
+TABLES = (CONFIG, ENVIRONMENT, HISTORY, INVARIANCE)
 _SOURCE = Path(__file__).resolve().parents[1]
 
 
@@ -53,12 +55,14 @@ def prepare(
         directory: The run directory.
         config: What is going to run.
         overwrite: Delete an earlier run of that name.
-        resume: Go on with an earlier run; its configuration must be the same but for the evaluation and
-            more epochs.
+        resume: Go on with an earlier run; its configuration must be the same but for more epochs and the
+            evaluation. For another evaluation its results are deleted; for more epochs the first of them does
+            that.
         extendable: Whether with more epochs a run goes on as if it had had them from the start.
 
     Raises:
-        UsageError: If a run exists and neither is given, both are, or the configuration differs.
+        UsageError: If a run exists and neither is given, both are, the configuration differs, or there is
+            nothing to go on from.
         OSError: If the directory cannot be written.
     """
     if overwrite and resume:
@@ -74,6 +78,13 @@ def prepare(
             )
         if resume:
             _check_same(directory, config, extendable)
+            if epochs_of(directory) and not (directory / CHECKPOINT).is_file():
+                raise UsageError(
+                    f"Cannot resume {directory}: its epochs have left no {CHECKPOINT}. Use --overwrite or "
+                    "another --output."
+                )
+            if read_config(directory)["evaluation"] != json.loads(to_json(config))["evaluation"]:
+                remove_results(directory)
         else:
             shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -131,6 +142,9 @@ def write_environment(
 ) -> None:
     """Writes environment.json: what a run's figures and times were measured with.
 
+    Of a run that goes on elsewhere, or with other versions, it keeps what the epochs before were made with,
+    under "earlier".
+
     Args:
         directory: The run directory.
         devices: Names of the accelerators, empty for none.
@@ -148,7 +162,16 @@ def write_environment(
         **{name: _version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},
         **commit(_SOURCE),
     }
-    (directory / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
+    path = directory / ENVIRONMENT
+    if path.is_file():
+        before = json.loads(path.read_text())
+        earlier = before.pop("earlier", [])
+        if before != environment and epochs_of(directory):
+            earlier.append(before)
+        if earlier:
+            environment["earlier"] = earlier
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(environment, indent=2) + "\n")
 
 
 def repeatable(command: str) -> str:
@@ -197,6 +220,14 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def remove_results(directory: Path) -> None:
+    """Removes what was made of a run's model, where that is no longer what the run is about."""
+    (directory / INVARIANCE).unlink(missing_ok=True)
+    for folder in (EXPORT, FIGURES):
+        if (directory / folder).is_dir():
+            shutil.rmtree(directory / folder)
 
 
 def _check_same(directory: Path, config: RunConfig, extendable: bool) -> None:

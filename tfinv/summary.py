@@ -79,12 +79,22 @@ class Network:
 
 
 def read(folder: Path) -> list[Result]:
-    """Returns the runs of a folder with one folder a run; one without results is left out."""
-    folders = sorted(path.parent for path in folder.glob(f"*/{runs.INVARIANCE}"))
-    return [
-        Result(path, models.read_run_config(path), results.read_csv(path / runs.INVARIANCE))
-        for path in folders
-    ]
+    """Returns the runs of a folder with one folder a run; one without results is left out.
+
+    Raises:
+        UsageError: If one with results is not complete.
+    """
+    # What a kill has left of a folder that was being written has a name with a dot.
+    folders = sorted(path.parent for path in folder.glob(f"[!.]*/{runs.INVARIANCE}"))
+    for path in folders:
+        if not (path / runs.ENVIRONMENT).is_file():
+            raise UsageError(f"Incomplete run: {path} has results and no {runs.ENVIRONMENT}.")
+    return [result(path, models.read_run_config(path)) for path in folders]
+
+
+def result(folder: Path, config: RunConfig) -> Result:
+    """Returns the tables of a run."""
+    return Result(folder, config, results.read_csv(folder / runs.INVARIANCE))
 
 
 def networks(found: Iterable[Result]) -> list[Network]:

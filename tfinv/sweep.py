@@ -10,12 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfinv import models, results, runs
+from tfinv import models, summary
 from tfinv.catalogue import Catalogue, Entry
 from tfinv.config import DEFAULT_PROTOCOLS, RunConfig
 from tfinv.engines.base import Engine, Failure
 from tfinv.report import headline
-from tfinv.summary import Result
 
 
 def name_of(config: RunConfig) -> str:
@@ -133,5 +132,4 @@ def time_left(entries: Sequence[Entry], known: Catalogue) -> str:
 
 
 def _figures(entry: Entry) -> str:
-    rows = results.read_csv(entry.directory / runs.INVARIANCE)
-    return headline(Result(entry.directory, entry.config, rows))
+    return headline(summary.result(entry.directory, entry.config))

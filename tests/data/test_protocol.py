@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfinv.data import PROTOCOLS, Dataset, get_protocol, make_dataset, select
+from tfinv.data import PROTOCOLS, Dataset, get_protocol, make_dataset, never_seen, seen_in_training, select
 from tfinv.data.protocol import Evaluation, Protocol, Range
 from tfinv.data.transforms import available, get_transform
 from tfinv.errors import UsageError
@@ -65,6 +65,27 @@ def test_generation_protocols_are_the_articles():
 def test_not_everything_can_be_held_out(held_out):
     with pytest.raises(UsageError, match=f"Nothing is left.*low={held_out[0]}"):
         dataclasses.replace(get_protocol("shift-unseen"), held_out=Range(*held_out))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "refused"),
+    [((315, 405), True), ((-50, -40), False), ((-60, 310), True), ((90, 400), False), ((30, 410), True)],
+)
+def test_angles_are_held_out_modulo_a_turn(held_out, refused):
+    protocol = get_protocol("rotate-34")
+    if refused:
+        with pytest.raises(UsageError, match="Nothing is left"):
+            dataclasses.replace(protocol, held_out=Range(*held_out))
+    else:
+        dataclasses.replace(protocol, held_out=Range(*held_out))
+
+
+def test_what_is_held_out_was_not_seen():
+    protocol = dataclasses.replace(get_protocol("rotate-34"), held_out=Range(30, 120))
+    angles = np.array([-90.0, 0.0, 30.0, 60.0, 150.0], np.float32)
+    assert never_seen(protocol, angles).tolist() == [False, False, True, True, False]
+    assert seen_in_training(protocol, angles, restricted=False).tolist() == [True, True, False, False, True]
+    assert seen_in_training(protocol, angles, restricted=True).tolist() == [False, True, False, False, False]
 
 
 def test_unknown_protocol_lists_the_known_ones():

@@ -12,7 +12,17 @@ from tfinv.data.pipeline import (
     sample_parameters,
     scale_pixels,
 )
-from tfinv.data.protocol import PROTOCOLS, Evaluation, Protocol, Range, Split, get_protocol, select
+from tfinv.data.protocol import (
+    PROTOCOLS,
+    Evaluation,
+    Protocol,
+    Range,
+    Split,
+    get_protocol,
+    never_seen,
+    seen_in_training,
+    select,
+)
 from tfinv.data.shards import write_shards
 from tfinv.data.stored import StoredImages, fingerprint
 
@@ -31,11 +41,13 @@ __all__ = [
     "make_dataset",
     "make_pairs",
     "mapped",
+    "never_seen",
     "pairs",
     "part_of",
     "render",
     "sample_parameters",
     "scale_pixels",
+    "seen_in_training",
     "select",
     "write_shards",
 ]

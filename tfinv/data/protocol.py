@@ -14,6 +14,7 @@ import numpy as np
 from tfinv.config import Task, check_range
 from tfinv.data.dataset import Dataset
 from tfinv.data.stored import Images, take
+from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 
 
@@ -90,7 +91,7 @@ class Protocol:
     def __post_init__(self) -> None:
         held_out = self.held_out
         for seen in (self.free, self.restricted):
-            if held_out is not None and held_out.low <= seen.low and seen.high <= held_out.high:
+            if held_out is not None and _covers(held_out, seen, get_transform(self.transformation).PERIOD):
                 raise UsageError(
                     f"Nothing is left to show. Expected held_out not to cover {seen}. "
                     f"Received: held_out={held_out}"
@@ -135,6 +136,28 @@ class Protocol:
                 f"Received: excluded_classes={_listed(self.excluded_classes)}"
             )
         return kept
+
+
+def _covers(outer: Range, inner: Range, period: float | None) -> bool:
+    """Tells whether a range has another in it, modulo the period if there is one."""
+    if period is None:
+        return outer.low <= inner.low and inner.high <= outer.high
+    behind = (inner.low - outer.low) % period
+    return outer.high - outer.low >= min(behind + inner.high - inner.low, period)
+
+
+def seen_in_training(protocol: Protocol, parameters: np.ndarray, restricted: bool) -> np.ndarray:
+    """Tells which parameters [M, *PARAMETER_SHAPE] training has for a restricted, or a free, class [M]."""
+    limits = protocol.restricted if restricted else protocol.free
+    inside = get_transform(protocol.transformation).contains(parameters, *limits.bounds)
+    return inside & ~never_seen(protocol, parameters)
+
+
+def never_seen(protocol: Protocol, parameters: np.ndarray) -> np.ndarray:
+    """Tells which parameters [M, *PARAMETER_SHAPE] are held out from all classes [M]."""
+    if protocol.held_out is None:
+        return np.zeros(len(parameters), bool)
+    return get_transform(protocol.transformation).contains(parameters, *protocol.held_out.bounds)
 
 
 def _listed(labels) -> str:

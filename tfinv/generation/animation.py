@@ -8,11 +8,11 @@ from matplotlib.animation import PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tfinv.data import Protocol, Split
+from tfinv.data import Protocol, Split, seen_in_training
 from tfinv.data.transforms import get_transform
 from tfinv.figures import picture
 from tfinv.files import replacing
-from tfinv.generation.errors import Renderer, seen_in_training
+from tfinv.generation.errors import Renderer
 from tfinv.generation.figures import beside_name, beside_rendered, examples
 
 
@@ -52,5 +52,5 @@ def save_animation(
                     picture(cell, image, protocol, bool(inside))
                     if cell in grid[0]:
                         cell.set_title(name, fontsize=8, pad=3)
-            figure.suptitle(f"{np.ravel(parameter)[0]:.0f} {transform.UNIT}", fontsize=8, y=0.99)
+            figure.suptitle(f"{np.ravel(parameter)[0]:g} {transform.UNIT}", fontsize=8, y=0.99)
             writer.grab_frame()

@@ -9,7 +9,18 @@ import pandas as pd
 import tensorflow as tf
 from rich.progress import track
 
-from tfinv.data import Dataset, Protocol, Split, get_protocol, load_dataset, render, scale_pixels, select
+from tfinv.data import (
+    Dataset,
+    Protocol,
+    Split,
+    get_protocol,
+    load_dataset,
+    never_seen,
+    render,
+    scale_pixels,
+    seen_in_training,
+    select,
+)
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError, reason_of
 from tfinv.export import is_generator, load_model
@@ -166,19 +177,6 @@ def _check_renderer(renderer: Renderer, protocol: Protocol, split: Split) -> Non
         )
 
 
-def seen_in_training(protocol: Protocol, parameters: np.ndarray, restricted: bool) -> np.ndarray:
-    """Tells which parameters [M, *PARAMETER_SHAPE] training has for a restricted, or a free, class [M]."""
-    limits = protocol.restricted if restricted else protocol.free
-    inside = get_transform(protocol.transformation).contains(parameters, *limits.bounds)
-    return inside & ~_held_out(protocol, parameters)
-
-
-def _held_out(protocol: Protocol, grid: np.ndarray) -> np.ndarray:
-    if protocol.held_out is None:
-        return np.zeros(len(grid), bool)
-    return get_transform(protocol.transformation).contains(grid, *protocol.held_out.bounds)
-
-
 def summarise(
     curve: pd.DataFrame, protocol: Protocol, grid: np.ndarray, provenance: Provenance
 ) -> pd.DataFrame:
@@ -197,7 +195,7 @@ def summarise(
         there is such a range. NaN where the sweep has no such parameter.
     """
     comparable = get_transform(protocol.transformation).comparable(grid)
-    held_out = _held_out(protocol, grid)
+    held_out = never_seen(protocol, grid)
     restricted = set(map(str, protocol.restricted_classes))
     rows = []
     for label, part in curve.groupby("label", sort=False):

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tfinv.data import Protocol, Split
+from tfinv.data import Protocol, Split, seen_in_training
 from tfinv.data.transforms import get_transform
-from tfinv.figures import COLOURS, FREE, MARKERS, SHADE, full_turn, picture, title
-from tfinv.generation.errors import Renderer, seen_in_training
+from tfinv.figures import COLOURS, FREE, MARKERS, full_turn, picture, shade_training_range, title
+from tfinv.generation.errors import Renderer
 
 _NEVER = "#D9D9D9"
 
@@ -26,9 +26,8 @@ def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     if restricted:
-        label = f"training range of {' and '.join(restricted)}"
-        _shade(axes, seen[restricted].astype(bool).all(axis=1), SHADE, label)
-    _shade(axes, ~seen.astype(bool).any(axis=1), _NEVER, "never shown of any class")
+        shade_training_range(axes, protocol, f"training range of {' and '.join(restricted)}")
+    _shade_never_shown(axes, ~seen.astype(bool).any(axis=1))
     for index, label in enumerate(free):
         style = ("-", "--", ":", "-.")[index % 4]
         grey = str(0.35 + 0.35 * (index // 4) / max((len(free) - 1) // 4, 1))
@@ -60,14 +59,15 @@ def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
     return figure
 
 
-def _shade(axes: Axes, mask: pd.Series, colour: str, label: str) -> None:
+def _shade_never_shown(axes: Axes, mask: pd.Series) -> None:
     """Shades each run of parameters where `mask` is true, from half a step before to half a step behind."""
     places = mask.index.to_numpy()
     half = np.diff(places).min() / 2 if len(places) > 1 else 0.5
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask.to_numpy(), [False]])))
     for number, (first, behind) in enumerate(edges.reshape(-1, 2)):
         left, right = places[first] - half, places[behind - 1] + half
-        axes.axvspan(left, right, color=colour, zorder=0, linewidth=0, label=None if number else label)
+        label = None if number else "never shown of any class"
+        axes.axvspan(left, right, color=_NEVER, zorder=0, linewidth=0, label=label)
 
 
 def _sweep(protocol: Protocol) -> str:

@@ -4,7 +4,7 @@ import pandas as pd
 from rich.table import Table
 
 from tfinv.data import Protocol
-from tfinv.results import key
+from tfinv.results import key, number
 
 _COLUMNS = {
     "inside_mse": "inside",
@@ -33,10 +33,7 @@ def error_table(rows: pd.DataFrame, protocol: Protocol, title: str) -> Table:
     for name in shown:
         table.add_column(_COLUMNS[name], justify="right")
     for label, cells in values.iterrows():
-        numbers = (
-            "" if pd.isna(cells[name]) else f"{cells[name]:.{2 if name.endswith('ratio') else 4}f}"
-            for name in shown
-        )
+        numbers = ("" if pd.isna(cells[name]) else number(cells[name]) for name in shown)
         table.add_row(str(label), *numbers)
     return table
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from tfinv.data import Protocol, Split, render
+from tfinv.data import Protocol, Split, render, seen_in_training
 from tfinv.data.transforms import get_transform
 from tfinv.imagination.stream import render_learned
 from tfinv.results import Provenance, to_frame
@@ -66,9 +66,7 @@ def relative_errors(
     provenance = provenance or Provenance("", "imagination", "", protocol.name, 0, "")
     transform = get_transform(protocol.transformation)
     grid = transform.grid(step)
-    free, restricted = (
-        transform.contains(grid, limits.low, limits.high) for limits in (protocol.free, protocol.restricted)
-    )
+    free, restricted = (seen_in_training(protocol, grid, restricted) for restricted in (False, True))
     identity = tf.zeros((1, *transform.PARAMETER_SHAPE))
     rows = []
     for label, name in enumerate(split.class_names):

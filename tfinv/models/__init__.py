@@ -31,6 +31,7 @@ once a group; another one repeats the codes (tfinv.layers.RepeatCodes). Training
 (images to latents) and "decoder" ({"latent", "code"} to images), evaluation encodes every image once.
 """
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -161,11 +162,21 @@ def _config(name: str, task: Task, preset: str | None, changes: dict[str, Any]) 
     return module.Config(**{**values, **changes})
 
 
-def default_run(name: str, preset: str) -> RunConfig:
-    """Returns the run of a preset, under the protocol it is meant for."""
+def default_run(name: str, preset: str, protocol: str | None = None) -> RunConfig:
+    """Returns the run of a preset.
+
+    Args:
+        name: Module of tfinv.models.
+        preset: One of its presets.
+        protocol: Name of the protocol; by default the one the preset is meant for. The curve of another one
+            has that protocol's own step: the preset's may be of another unit.
+    """
     chosen = get_preset(name, preset)
-    protocol = chosen.protocol or DEFAULT_PROTOCOLS[task_of(name)]
-    return RunConfig(name, preset, chosen.model, chosen.training, chosen.evaluation, protocol=protocol)
+    own = chosen.protocol or DEFAULT_PROTOCOLS[task_of(name)]
+    evaluation = chosen.evaluation
+    if protocol not in (None, own):
+        evaluation = dataclasses.replace(evaluation, grid_step=None)
+    return RunConfig(name, preset, chosen.model, chosen.training, evaluation, protocol=protocol or own)
 
 
 def read_run_config(directory: Path) -> RunConfig:

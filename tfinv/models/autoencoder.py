@@ -14,6 +14,7 @@ from tfinv.config import TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.layers import RepeatCodes
 from tfinv.models._base import QUICK_SWEEP, SWEEP, Preset
+from tfinv.models._generator import assembled
 
 TASK = "generation"
 
@@ -39,11 +40,8 @@ def build(
     config: Config, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int], code_size: int
 ) -> keras.Model:
     """Builds the network; see tfinv.models for the contract."""
-    images = keras.Input(input_shape, name="image")
-    codes = keras.Input((code_size,), name="code")
-    latents = build_encoder(config, input_shape)(images)
-    rendered = build_decoder(config, input_shape, output_shape, code_size)({"latent": latents, "code": codes})
-    return keras.Model({"image": images, "code": codes}, {"image": rendered}, name="autoencoder")
+    encoder = build_encoder(config, input_shape)
+    return assembled(encoder, build_decoder(config, input_shape, output_shape, code_size), "autoencoder")
 
 
 def build_encoder(config: Config, input_shape: tuple[int, int, int]) -> keras.Model:
