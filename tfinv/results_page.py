@@ -1,5 +1,6 @@
 """results.md and results.html: a report made from the tables of finished runs, and from nothing else."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ _INTRODUCTION = """\
 # Results
 
 Made from the tables in `docs/results/`, one folder a run; do not edit by hand.
-`python scripts/reproduce.py all --publish docs` trains what is missing and adds its tables;
+`python scripts/reproduce.py all --publish docs` trains what its folder of runs does not have, models included,
+and adds its tables;
 `python scripts/render_results.py` makes this page from them, and results.html, the same in one file.
 
 Two spreads are kept apart. In tables of networks, ± is the half width of the 95 % confidence interval of the
@@ -143,6 +145,8 @@ def _figure(config: RunConfig) -> Path:
     dataset, name, restricted, excluded, title = _section_of(config)
     choices = [] if restricted is None else [*restricted] or ["none"]
     choices += [] if excluded is None else ["without", *(excluded or ["none"])]
+    if dataset != dataset_name(dataset):  # a path, of whose name there may be others
+        choices.append(hashlib.sha256(dataset.encode()).hexdigest()[:8])
     stem = "-".join([name, dataset_name(dataset), *map(str, choices), *title.split()])
     return Path("figures") / f"{stem}.png"
 

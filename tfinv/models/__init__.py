@@ -10,6 +10,13 @@ A model module defines:
                                     scores for recognition, mean squared error of the image for generation
     EXTENDABLE                      optional: False if a schedule of the objective depends on the number of
                                     all epochs, so that more of them later do not make the longer run
+    PRIOR                           optional, of a generator with an encoder and a decoder: (low, high) of the
+                                    uniform prior of its latents; a run then has samples of it
+
+The module has a docstring, whose first line describes the network in its card. The model has the module's
+name, and its outputs are float32 under mixed precision, too. Two fields of Config mean the same everywhere:
+`implementation` is what `tfinv.ops.resolve_implementation` takes, and `unchanged` the code of the
+transformation that leaves images as they are, which training compares with the protocol's.
 
 For recognition:
 
