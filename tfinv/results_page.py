@@ -17,8 +17,8 @@ _INTRODUCTION = """\
 # Results
 
 Made from the tables in `docs/results/`, one folder a run; do not edit by hand.
-`python scripts/reproduce.py all --publish docs` trains what its folder of runs does not have, models included,
-and adds its tables;
+`python scripts/reproduce.py all --publish docs` trains what its folder of runs does not have, models
+included, and adds its tables;
 `python scripts/render_results.py` makes this page from them, and results.html, the same in one file.
 
 Two spreads are kept apart. In tables of networks, ± is the half width of the 95 % confidence interval of the
