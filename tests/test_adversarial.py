@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.conftest import ROOT
 from tfinv import adversarial as adversarial_module
-from tfinv import cli, generation, models, runs, training
+from tfinv import cli, figures, generation, models, runs, training
 from tfinv.adversarial import AdversarialTraining, gradient_penalty
 from tfinv.config import TrainingConfig
 from tfinv.data import PROTOCOLS
@@ -256,10 +256,10 @@ def test_run_from_the_command_line_keeps_the_network_alone(digits_npz, tmp_path,
 
 def test_losses_that_may_be_negative_are_drawn_beside_the_errors():
     history = pd.DataFrame({"run_id": "run", "epoch": [1, 2], "loss": [0.5, 0.4], "critic_loss": [-7.0, 1.0]})
-    errors, others = generation.training_curve(history).axes
+    errors, others = figures.training_curves(history).axes
     assert [axes.get_yscale() for axes in (errors, others)] == ["log", "linear"]
     assert [line.get_label() for axes in (errors, others) for line in axes.lines] == ["loss", "critic loss"]
-    assert len(generation.training_curve(history.drop(columns="critic_loss")).axes) == 1
+    assert len(figures.training_curves(history.drop(columns="critic_loss")).axes) == 1
 
 
 def test_script_has_the_adversarial_option(monkeypatch):

@@ -113,8 +113,7 @@ def _run(
         figures.save(figure, directory / runs.FIGURES / "samples.png")
     if (directory / runs.HISTORY).is_file():
         history = pd.read_csv(directory / runs.HISTORY)
-        curves = generation.training_curve(history) if rendering else figures.training_curves(history)
-        figures.save(curves, directory / runs.FIGURES / "training.png")
+        figures.save(figures.training_curves(history), directory / runs.FIGURES / "training.png")
     if rendering:
         export.export_generator(model, directory / runs.EXPORT, protocol)
     else:

@@ -171,17 +171,22 @@ def taken_for(rows: pd.DataFrame, protocol: Protocol) -> Figure:
 
 
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Draws losses and accuracies against the epoch."""
-    figure = Figure(figsize=(7.2, 3), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, key in zip(panels, ("loss", "accuracy"), strict=True):
-        columns = [column for column in history.columns if column.endswith(key)]
-        for index, column in enumerate(columns):
-            axes.plot(history.epoch, history[column], **_style(index), label=column.replace("_", " "))
-        axes.set(xlabel="epoch", ylabel=key)
+    """Draws losses, those that are negative at times apart, and accuracies against the epoch."""
+    losses = [name for name in history.columns if name.endswith("loss")]
+    panels = {
+        "loss": [name for name in losses if (history[name] > 0).all()],
+        "loss, of either sign": [name for name in losses if not (history[name] > 0).all()],
+        "accuracy": [name for name in history.columns if name.endswith("accuracy")],
+    }
+    panels = {label: names for label, names in panels.items() if names}
+    figure = Figure(figsize=(3.6 * max(len(panels), 1), 3), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0] if panels else ()
+    for axes, (label, names) in zip(grid, panels.items(), strict=True):
+        for index, name in enumerate(names):
+            axes.plot(history.epoch, history[name], **_style(index), label=name.replace("_", " "))
+        axes.set(xlabel="epoch", ylabel=label, yscale="log" if label == "loss" else "linear")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
-    panels[0].set_yscale("log")
     figure.suptitle(f"Training of {history.run_id.iloc[0]}", fontsize=10)
     return figure
 

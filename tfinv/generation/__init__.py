@@ -2,7 +2,7 @@
 
 from tfinv.generation.animation import save_animation
 from tfinv.generation.errors import Renderer, evaluate_generation, resolution, summarise
-from tfinv.generation.figures import error_against_parameter, panel, training_curve
+from tfinv.generation.figures import error_against_parameter, panel
 from tfinv.generation.report import columns, error_table
 from tfinv.generation.samples import prior_samples, samples_figure
 
@@ -18,5 +18,4 @@ __all__ = [
     "samples_figure",
     "save_animation",
     "summarise",
-    "training_curve",
 ]

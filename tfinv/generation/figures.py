@@ -7,11 +7,10 @@ import pandas as pd
 import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from tfinv.data import Protocol, Split, seen_in_training
 from tfinv.data.transforms import get_transform
-from tfinv.figures import COLOURS, FREE, MARKERS, full_turn, picture, shade_training_range, title
+from tfinv.figures import COLOURS, MARKERS, full_turn, picture, shade_training_range, title
 from tfinv.generation.errors import Renderer
 
 _NEVER = "#D9D9D9"
@@ -127,21 +126,3 @@ def beside_rendered(
 def beside_name(protocol: Protocol) -> str:
     """Returns what the transformed image beside the rendered one is: what is asked for, or what is given."""
     return "given" if protocol.upright else "expected"
-
-
-def training_curve(history: pd.DataFrame) -> Figure:
-    """Draws the errors against the epoch; beside them other losses, if any, which may be negative."""
-    errors = [name for name in ("loss", "val_loss") if name in history.columns]
-    others = [name for name in history.columns if name.endswith("loss") and name not in errors]
-    panels = [("mean squared error", errors), *([("adversarial training", others)] if others else [])]
-    figure = Figure(figsize=(4.5 * len(panels) + 0.5, 3), layout="constrained")
-    for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for index, name in enumerate(names):
-            colour = COLOURS[index % len(COLOURS)] if index else FREE
-            text = name.replace("_", " ")
-            axes.plot(history.epoch, history[name], color=colour, marker=MARKERS[index], label=text)
-        axes.set(xlabel="epoch", ylabel=label, yscale="log" if names is errors else "linear")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8)
-    figure.suptitle(f"Training of {history.run_id.iloc[0]}", fontsize=10)
-    return figure
