@@ -5,14 +5,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tfinv import models, summary
 from tfinv.catalogue import Catalogue, Entry
-from tfinv.config import DEFAULT_PROTOCOLS, RunConfig
+from tfinv.config import DEFAULT_PROTOCOLS, RunConfig, dataset_name
 from tfinv.engines.base import Engine, Failure
 from tfinv.report import headline
 
@@ -20,7 +19,7 @@ from tfinv.report import headline
 def name_of(config: RunConfig) -> str:
     """Returns what a run is called in a sweep."""
     usual = DEFAULT_PROTOCOLS[models.task_of(config.model_name)], "mnist"
-    given = (config.protocol, Path(config.dataset).stem)
+    given = (config.protocol, dataset_name(config.dataset))
     unusual = [name for name, expected in zip(given, usual, strict=True) if name != expected]
     return " ".join([config.label, *unusual, f"s{config.seed}"])
 
