@@ -45,3 +45,9 @@ def drawn(maps, filters: int, output_shape: tuple[int, int, int], shade: float):
     if any(excess):
         maps = layers.Cropping2D([(0, count) for count in excess])(maps)
     return layers.Activation("tanh", dtype="float32")(maps)
+
+
+def untrained_shade(input_shape, output_shape, light: float) -> float:
+    """Returns the mean of a canvas on which an image lies, of whose area a share `light` is white."""
+    covered = math.prod(input_shape[:2]) / math.prod(output_shape[:2])
+    return -1.0 + light * min(covered, 1.0)
