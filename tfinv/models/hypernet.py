@@ -141,9 +141,9 @@ def _address(config: Config, input_shape, output_shape, code_size: int):
     return encoder, keras.Model(inputs, drawn(maps, config.filters[0], output_shape, shade), name="decoder")
 
 
-# On rotate-49, where this makes -0.5, the training error after 5 epochs of "address" at a rate of 2e-3 (seeds 0 to
-# 2) was 0.036 to 0.051; from -0.9 it was 0.049 to 0.060, and from 0 once 0.12, grey for four epochs. On the canvas
-# of shifts this makes -0.92; from -0.5 nothing was learned there.
+# On rotate-49, where this makes -0.5, the training error after 5 epochs of "address" at a rate of 2e-3 (seeds
+# 0 to 2) was 0.036 to 0.051; from -0.9 it was 0.049 to 0.060, and from 0 once 0.12, grey for four epochs. On
+# the canvas of shifts this makes -0.92; from -0.5 nothing was learned there.
 _LIGHT = 0.5
 # Chosen on 5,000 held-out training images. Of the address variant, Adam had an error of 0.136 after 250 steps
 # where RMSprop had 0.160 after 300; with a code an image and a rate of 2e-3, outside/inside for 4 was 1.25
