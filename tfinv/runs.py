@@ -83,7 +83,7 @@ def prepare(
                     f"Cannot resume {directory}: its epochs have left no {CHECKPOINT}. Use --overwrite or "
                     "another --output."
                 )
-            if read_config(directory)["evaluation"] != json.loads(to_json(config))["evaluation"]:
+            if read_config(directory).get("evaluation") != json.loads(to_json(config))["evaluation"]:
                 remove_results(directory)
         else:
             shutil.rmtree(directory)

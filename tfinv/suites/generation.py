@@ -39,10 +39,10 @@ def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str
         budget = _LONG if protocol == "rotate-49" else _SHORT
         # Up to 80 million weights take longer to store than a smoke run takes otherwise.
         smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, dense_units=32)
-    if preset == "basic":  # 40 million of them
-        smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, control_units=(2,))
     elif network == _CAPSULES and protocol != "rotate-49":
         budget = {"learning_rate": 1e-3}  # at twice that they draw nothing but black on the canvas
+    if preset == "basic":  # 40 million of them
+        smoke["model"] = dataclasses.replace(models.get_preset(model, preset).model, control_units=(2,))
     changes = {} if protocol == models.default_run(model, preset).protocol else {"protocol": protocol}
     return Experiment(
         model,
