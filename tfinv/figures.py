@@ -179,8 +179,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
         "accuracy": [name for name in history.columns if name.endswith("accuracy")],
     }
     panels = {label: names for label, names in panels.items() if names}
-    figure = Figure(figsize=(3.6 * max(len(panels), 1), 3), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0] if panels else ()
+    figure = Figure(figsize=(3.6 * len(panels), 3), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (label, names) in zip(grid, panels.items(), strict=True):
         for index, name in enumerate(names):
             axes.plot(history.epoch, history[name], **_style(index), label=name.replace("_", " "))

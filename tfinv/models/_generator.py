@@ -32,12 +32,15 @@ def cells_of(output_shape: tuple[int, int, int]) -> tuple[int, int]:
     return -(-output_shape[0] // 4), -(-output_shape[1] // 4)
 
 
-def drawn(maps, filters: int, output_shape: tuple[int, int, int], shade: float):
+def drawn(maps, filters: int, input_shape, output_shape: tuple[int, int, int], light: float):
     """Two transposed convolutions 4x4 of stride 2: maps to images [N, H', W', C'] in -1..1, float32.
 
-    Untrained, all pixels are of about one shade, above -1. The right one matters: most pixels are black, from
-    too light a shade training blackens them first, and may silence all features to that end.
+    Untrained, all pixels are of about one shade: the mean of a canvas on which an image lies, of whose area a
+    share `light` is white. The right one matters: most pixels are black, from too light a shade training
+    blackens them first, and may silence all features to that end.
     """
+    covered = math.prod(input_shape[:2]) / math.prod(output_shape[:2])
+    shade = -1.0 + light * min(covered, 1.0)
     bias = keras.initializers.Constant(math.atanh(shade))
     maps = layers.Conv2DTranspose(filters, 4, 2, padding="same", activation="relu")(maps)
     maps = layers.Conv2DTranspose(output_shape[2], 4, 2, padding="same", bias_initializer=bias)(maps)
@@ -45,9 +48,3 @@ def drawn(maps, filters: int, output_shape: tuple[int, int, int], shade: float):
     if any(excess):
         maps = layers.Cropping2D([(0, count) for count in excess])(maps)
     return layers.Activation("tanh", dtype="float32")(maps)
-
-
-def untrained_shade(input_shape, output_shape, light: float) -> float:
-    """Returns the mean of a canvas on which an image lies, of whose area a share `light` is white."""
-    covered = math.prod(input_shape[:2]) / math.prod(output_shape[:2])
-    return -1.0 + light * min(covered, 1.0)

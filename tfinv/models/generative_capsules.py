@@ -25,7 +25,7 @@ from tfinv.config import TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.layers import CapsuleCanvas, ControlledDense
 from tfinv.models._base import QUICK_SWEEP, SWEEP, Preset
-from tfinv.models._generator import assembled, cells_of, convolved, decoder_inputs, drawn, untrained_shade
+from tfinv.models._generator import assembled, cells_of, convolved, decoder_inputs, drawn
 
 TASK = "generation"
 # On rotate-49, where this makes -0.9, the error of a 4 within its range is 0.055 after 5 epochs of
@@ -73,11 +73,8 @@ def build(
     encoder = keras.Model(images, _capsules(config, images), name="encoder")
     inputs = decoder_inputs(encoder, code_size)
     maps = places[config.variant](config, inputs["latent"], inputs["code"], cells_of(output_shape))
-    decoder = keras.Model(
-        inputs,
-        drawn(maps, config.decoder_filters, output_shape, untrained_shade(input_shape, output_shape, _LIGHT)),
-        name="decoder",
-    )
+    images = drawn(maps, config.decoder_filters, input_shape, output_shape, _LIGHT)
+    decoder = keras.Model(inputs, images, name="decoder")
     return assembled(encoder, decoder, "generative_capsules")
 
 

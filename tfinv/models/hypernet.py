@@ -34,7 +34,7 @@ from tfinv.config import TrainingConfig
 from tfinv.errors import UsageError
 from tfinv.layers import AddressField, ControlledDense
 from tfinv.models._base import QUICK_SWEEP, SWEEP, Preset
-from tfinv.models._generator import assembled, cells_of, convolved, decoder_inputs, drawn, untrained_shade
+from tfinv.models._generator import assembled, cells_of, convolved, decoder_inputs, drawn
 
 TASK = "generation"
 # Optimizers move weights by about the learning rate a step, but addresses by cells: codes are seen enlarged.
@@ -113,11 +113,13 @@ def _convolutional(config: Config, input_shape, output_shape, code_size: int):
     core = ControlledDense(
         config.core_units, config.control_units, kernel_initializer="identity", name="core"
     )
-    cells, shade = cells_of(output_shape), untrained_shade(input_shape, output_shape, _LIGHT)
+    cells = cells_of(output_shape)
     values = core([inputs["latent"], inputs["code"]])
     values = layers.Dense(math.prod(cells) * config.filters[1], activation="relu")(values)
     maps = layers.Reshape((*cells, config.filters[1]))(values)
-    return encoder, keras.Model(inputs, drawn(maps, config.filters[0], output_shape, shade), name="decoder")
+    return encoder, keras.Model(
+        inputs, drawn(maps, config.filters[0], input_shape, output_shape, _LIGHT), name="decoder"
+    )
 
 
 def _address(config: Config, input_shape, output_shape, code_size: int):
@@ -132,13 +134,14 @@ def _address(config: Config, input_shape, output_shape, code_size: int):
     # With a constant, so that what holds for all codes is learned as fast as what does not.
     enlarged = ops.concatenate([codes, ops.ones_like(codes[:, :1])], axis=-1)
     maps = AddressField(scale=_ADDRESS_SCALE, output_size=cells, name="addresses")([maps, enlarged])
-    shade = untrained_shade(input_shape, output_shape, _LIGHT)
     # What is moved may have to be turned, too.
     mixing = ControlledDense(
         config.filters[1], config.control_units, use_bias=True, kernel_initializer="identity", name="mixing"
     )
     maps = layers.ReLU()(mixing([maps, codes]))
-    return encoder, keras.Model(inputs, drawn(maps, config.filters[0], output_shape, shade), name="decoder")
+    return encoder, keras.Model(
+        inputs, drawn(maps, config.filters[0], input_shape, output_shape, _LIGHT), name="decoder"
+    )
 
 
 # On rotate-49, where this makes -0.5, the training error after 5 epochs of "address" at a rate of 2e-3 (seeds
