@@ -110,7 +110,8 @@ def test_names_are_unique_and_each_budget_is_a_run():
         assert len(set(digests)) == 2 * len(rows)
     for suite, members in suites.SUITES.items():
         for place, row in enumerate(members):
-            assert suites.place_of(row.config("cpu", 5)) == (suite, place, row.family)
+            for budget in suites.BUDGETS:
+                assert suites.place_of(row.config(budget, 5)) == (suite, place, row.family)
     for entry in rows:
         preset = models.get_preset(entry.model, entry.preset)
         assert entry.config("article", 0).training == preset.training or entry.changes

@@ -78,7 +78,7 @@ def place_of(config: RunConfig) -> tuple[str, int, str]:
     """
     for suite, rows in SUITES.items():
         for place, row in enumerate(rows):
-            if _identity(row.config("article", 0)) == _identity(config):
+            if any(_identity(row.config(budget, 0)) == _identity(config) for budget in BUDGETS):
                 return suite, place, row.family
     return "", 0, "Others"
 

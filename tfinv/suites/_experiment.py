@@ -31,7 +31,8 @@ class Experiment:
         model: Module of tfinv.models.
         preset: Preset of that model, from which all values start.
         family: Networks drawn together.
-        cpu: Fields of a run, its training, evaluation or imagining at the budget "cpu".
+        cpu: Fields of a run, its training, evaluation or imagining at the budget "cpu"; also "preset", to
+            start from another.
         smoke: What else is changed at the budget "smoke".
         changes: The same at every budget.
         seeds: Seeds if the command line gives none.
@@ -56,9 +57,10 @@ class Experiment:
 
     def config(self, budget: str, seed: int) -> RunConfig:
         """Returns the run of one seed at one of BUDGETS."""
-        config = dataclasses.replace(models.default_run(self.model, self.preset), seed=seed)
         own = {"smoke": {**_SMOKE, **self.smoke}, "cpu": self.cpu, "article": {}}[budget]
-        return runs.replace(config, **{**self.changes, **own})
+        changes = {"preset": self.preset, **self.changes, **own}
+        config = models.default_run(self.model, changes.pop("preset"))
+        return runs.replace(dataclasses.replace(config, seed=seed), **changes)
 
 
 def cnn(preset: str, family: str, **rest: Any) -> Experiment:
