@@ -25,14 +25,15 @@ _ROTATED = (
     ("address_generator", "quick", "Addresses"),
 )
 _SHIFTED = (_AUTOENCODER, _ADVERSARIAL, _HYPERNET, _CAPSULES, _ADDRESSES)
+_LONG = {"epochs": 30, "decay_rate": 0.9, "decay_steps": None}
+_SHORT = {"epochs": 20, "decay_rate": 0.85, "decay_steps": None}
 
 
 def _budget(protocol: str, network: tuple[str, str, str]) -> dict[str, Any]:
     if network in (_AUTOENCODER, _ADVERSARIAL):
         if protocol != "rotate-49":  # a step of the article's network costs eight times as much there
-            return {"preset": "quick", "curve_images": None, "decay_rate": 0.6, "decay_steps": None}
-        epochs, decay_rate = (30, 0.9) if network == _AUTOENCODER else (20, 0.85)
-        return {"epochs": epochs, "decay_rate": decay_rate, "decay_steps": None}
+            return {"preset": "quick", "curve_images": None, **_SHORT}
+        return _LONG if network == _AUTOENCODER else _SHORT
     if network == _CAPSULES and protocol != "rotate-49":
         return {"learning_rate": 1e-3}  # at twice that they draw nothing but black on the canvas
     return {}
