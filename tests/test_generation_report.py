@@ -7,6 +7,7 @@ import pandas as pd
 from tests.test_report import table
 from tfinv import models, report, results_page, runs, suites, summary
 from tfinv.config import to_json
+from tfinv.data import PROTOCOLS
 from tfinv.results import Provenance, to_frame, write_csv
 
 
@@ -82,11 +83,12 @@ def test_headline_and_terminal(tmp_path):
     assert networks.row_count == leading.row_count == 1
 
 
-def test_every_protocol_of_shifts_and_rotations_has_its_rows():
+def test_every_protocol_of_generation_has_its_rows():
     rows = suites.SUITES["generation"]
     protocols = {row.name: row.config("cpu", 0).protocol for row in rows}
     assert protocols["autoencoder"] == "rotate-49" and protocols["autoencoder-shift"] == "shift-49"
     assert protocols["address_generator_shift-unseen"] == "shift-unseen"
+    assert set(protocols.values()) == {name for name, own in PROTOCOLS.items() if own.task == "generation"}
     for row in rows:
         config = row.config("smoke", 0)
-        assert config.limit <= 600 and config.evaluation.grid_step > 1.8
+        assert config.limit <= 600 and config.evaluation.grid_step > PROTOCOLS[config.protocol].grid_step

@@ -39,8 +39,8 @@ class Config:
     """Architecture of an address generator."""
 
     unchanged: tuple[float, ...] = (1.0, 0.0)
-    """Code of the transformation that leaves images as they are; the default is a rotation's, a shift's is
-    (0, 0). Training refuses another one."""
+    """Code of the transformation that leaves images as they are; the default is a rotation's, that of others
+    is 0. Training refuses another one."""
     grid: tuple[int, int] = (4, 4)
     """Rows and columns of places at which addresses are learned."""
 
@@ -100,5 +100,12 @@ PRESETS = {
         QUICK_SWEEP,
         description="shifts on their canvas; 938 steps on MNIST",
         protocol="shift-49",
+    ),
+    "affine": Preset(
+        Config(unchanged=(0.0,) * 6),
+        TrainingConfig(epochs=5, learning_rate=0.02, decay_rate=0.5),
+        QUICK_SWEEP,
+        description="affine maps of six parameters; 2,345 steps on MNIST",
+        protocol="affine",
     ),
 }

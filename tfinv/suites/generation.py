@@ -25,13 +25,14 @@ _ROTATED = (
     ("address_generator", "quick", "Addresses"),
 )
 _SHIFTED = (_AUTOENCODER, _ADVERSARIAL, _HYPERNET, _CAPSULES, _ADDRESSES)
+_AFFINE = (_AUTOENCODER, _HYPERNET, ("address_generator", "affine", "Addresses"))
 _LONG = {"epochs": 30, "decay_rate": 0.9, "decay_steps": None}
 _SHORT = {"epochs": 20, "decay_rate": 0.85, "decay_steps": None}
 
 
 def _budget(protocol: str, network: tuple[str, str, str]) -> dict[str, Any]:
     if network in (_AUTOENCODER, _ADVERSARIAL):
-        if protocol != "rotate-49":  # a step of the article's network costs eight times as much there
+        if protocol != "rotate-49":  # a step of the article's network costs eight times as much on shifts
             return {"preset": "quick", "curve_images": None, **_SHORT}
         return _LONG if network == _AUTOENCODER else _SHORT
     if network == _CAPSULES and protocol != "rotate-49":
@@ -65,4 +66,5 @@ ROWS = (
     _rendering("upright-49", "", 45.0, ("hypernet", "compensation", "Compensation")),
     *(_rendering("shift-49", "-shift", 5.0, network) for network in _SHIFTED),
     *(_rendering("shift-unseen", "-unseen", 5.0, network) for network in _SHIFTED),
+    *(_rendering("affine", "-affine", 0.1, network) for network in _AFFINE),
 )
