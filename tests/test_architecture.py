@@ -32,7 +32,7 @@ LAYERS = (
     ("tfinv.checkpoint", "tfinv.training"),
     ("tfinv.export",),
     ("tfinv.evaluation",),
-    ("tfinv.figures", "tfinv.generation", "tfinv.imagination_report"),
+    ("tfinv.figures", "tfinv.pictures", "tfinv.generation", "tfinv.imagination_report"),
     ("tfinv.suites", "tfinv.summary", "tfinv.report", "tfinv.article", "tfinv.results_page"),
     ("tfinv.reference", "tfinv.explorer"),
     ("tfinv.experiment",),

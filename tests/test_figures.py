@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from tests.conftest import ROOT
-from tfinv import figures
+from tfinv import figures, pictures
 from tfinv.data import PROTOCOLS, select
 from tfinv.data.protocol import Protocol, Range
 from tfinv.data.transforms import rotation
@@ -158,7 +158,7 @@ def test_reconstructions(tmp_path, digits):
 
     split = select(ROTATE_34, digits, "test")
     grid = rotation.grid(90.0)
-    figure = figures.reconstructions(model, split, ROTATE_34, grid)
+    figure = pictures.reconstructions(model, split, ROTATE_34, grid)
     saved(figure, tmp_path / "reconstructions.png")
     axes = np.array(figure.axes).reshape(4, len(grid))  # input and decoded of 3, the same of 4
     assert [panel.get_title() for panel in axes[0]] == ["-180", "-90", "0", "90"]
@@ -175,7 +175,7 @@ def test_grey_and_colour_are_drawn_alike_from_black_to_white(channels):
     values = np.array([[-1.0, -0.5], [0.5, 2.0]], np.float32)
     figure = Figure(figsize=(0.2, 0.2), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    figures.picture(axes, np.repeat(values[..., None], channels, -1), PROTOCOLS["rotate-49"], seen=True)
+    pictures.picture(axes, np.repeat(values[..., None], channels, -1), PROTOCOLS["rotate-49"], seen=True)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[5::10, 5::10, :3]

@@ -19,6 +19,7 @@ from tfinv import (
     imagination,
     models,
     ops,
+    pictures,
     report,
     results,
     runs,
@@ -248,7 +249,7 @@ def _draw(
         figures.save(figures.taken_for(rows, protocol), folder / "taken_for.png")
     if model is not None and test is not None and "reconstruction" in model.output and test.restricted.any():
         parameters = _spread(protocol, 1.0, _RECONSTRUCTION_COLUMNS)
-        figure = figures.reconstructions(model, test, protocol, parameters)
+        figure = pictures.reconstructions(model, test, protocol, parameters)
         figures.save(figure, folder / "reconstructions.png")
 
 

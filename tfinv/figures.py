@@ -1,4 +1,4 @@
-"""Figures drawn from result tables (and, for reconstructions, from the model); saved, never shown."""
+"""Figures drawn from result tables; saved, never shown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +8,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tfinv.data import Protocol, Split, render, seen_in_training
+from tfinv.data import Protocol
 from tfinv.data.transforms import get_transform
-from tfinv.evaluation import call_model
 
 # Okabe and Ito's colours, told apart by the colour-blind; line style and marker repeat the distinction.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -191,40 +189,6 @@ def training_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def reconstructions(model: Any, split: Split, protocol: Protocol, grid: np.ndarray) -> Figure:
-    """Draws inputs above and the decoder's outputs below, for one image of each restricted class.
-
-    Args:
-        model: A model with the output "reconstruction".
-        split: Test images.
-        protocol: Gives the transformation and the training range.
-        grid: Parameters [M, *PARAMETER_SHAPE], one column each.
-    """
-    seen = seen_in_training(protocol, grid, restricted=True)
-    restricted = [label for label in dict.fromkeys(split.labels.tolist()) if _is_restricted(split, label)]
-    figure = Figure(figsize=(0.75 * len(grid) + 0.9, 1.75 * len(restricted) + 0.6), layout="constrained")
-    axes = figure.subplots(2 * len(restricted), len(grid), squeeze=False)
-    for row, label in enumerate(sorted(restricted)):
-        image = split.images[np.flatnonzero(split.labels == label)[:1]]
-        inputs = render(protocol, tf.constant(np.repeat(image, len(grid), axis=0)), tf.constant(grid))
-        outputs = call_model(model, inputs)
-        predicted = np.argmax(outputs["scores"], axis=-1)
-        for column, parameter in enumerate(grid):
-            upper, lower = axes[2 * row, column], axes[2 * row + 1, column]
-            picture(upper, np.asarray(inputs[column]), protocol, seen[column])
-            picture(lower, np.asarray(outputs["reconstruction"][column]), protocol, seen[column])
-            upper.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
-            lower.set_xlabel(f"“{split.class_names[predicted[column]]}”", fontsize=8, labelpad=1)
-        axes[2 * row, 0].set_ylabel("input", fontsize=8)
-        axes[2 * row + 1, 0].set_ylabel("decoded", fontsize=8)
-    figure.suptitle(
-        f"Reconstructions by {protocol.transformation} [{_unit(protocol)}]; framed in orange: never seen in "
-        "training; in quotes: recognised as",
-        fontsize=9,
-    )
-    return figure
-
-
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG and closes nothing: no global state is involved."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -298,18 +262,3 @@ def title(rows: pd.DataFrame, text: str) -> str:
     """Returns a title with the runs below it that the rows are of."""
     names = ", ".join(str(name) for name in rows.run_id.dropna().unique())
     return f"{text}\n{names}" if names else text
-
-
-def _is_restricted(split: Split, label: int) -> bool:
-    return bool(split.restricted[split.labels == label][0])
-
-
-def picture(axes: Axes, image: np.ndarray, protocol: Protocol, seen: bool) -> None:
-    """Draws an image [H, W, C] in the protocol's pixel range, framed in orange if not `seen` in training."""
-    black, white = protocol.pixel_range
-    if image.shape[-1] == 3:  # grey images alone are scaled by imshow
-        image = np.clip((image - black) / (white - black), 0, 1)
-    axes.imshow(image.squeeze(), cmap="gray", vmin=black, vmax=white)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color="#333333" if seen else COLOURS[0], linewidth=1 if seen else 2)

@@ -17,6 +17,7 @@ from tfinv.data import Protocol, Split, get_protocol, load_dataset, render, seen
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 from tfinv.files import check_writable, replacing
+from tfinv.pictures import Strip, picture_grid
 
 _COLUMNS = 12
 ERRORS = "imagination.csv"
@@ -119,26 +120,15 @@ def imagined_images(learned: keras.Model, protocol: Protocol, split: Split) -> F
     grid = grid[transform.contains(grid, protocol.free.low, protocol.free.high)]
     grid = grid[np.linspace(0, len(grid), _COLUMNS, endpoint=False).astype(int)]
     seen = seen_in_training(protocol, grid, restricted=True)
-    labels = np.unique(split.labels[split.restricted])
-    figure = Figure(figsize=(0.75 * len(grid) + 0.9, 1.6 * len(labels) + 0.6), layout="constrained")
-    axes = figure.subplots(2 * len(labels), len(grid), squeeze=False)
-    for row, label in enumerate(labels):
+    strips = []
+    for label in np.unique(split.labels[split.restricted]):
         image = tf.constant(split.images[np.flatnonzero(split.labels == label)[:1]].repeat(len(grid), axis=0))
         still = render(protocol, image, tf.zeros_like(tf.constant(grid)))
-        pair = (
-            render(protocol, image, tf.constant(grid)),
-            imagination.render_learned(learned, protocol, still, tf.constant(grid)),
-        )
-        for line, (name, images) in enumerate(zip(("true", "imagined"), pair, strict=True)):
-            for column, parameter in enumerate(grid):
-                place = axes[2 * row + line, column]
-                figures.picture(place, images[column].numpy(), protocol, bool(seen[column]))
-                if not line:
-                    place.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
-            axes[2 * row + line, 0].set_ylabel(name, fontsize=8)
-    figure.suptitle(
+        imagined = imagination.render_learned(learned, protocol, still, tf.constant(grid))
+        strips.append(Strip(render(protocol, image, tf.constant(grid)).numpy(), seen, "true"))
+        strips.append(Strip(imagined.numpy(), seen, "imagined"))
+    heading = (
         f"Imagined by {protocol.transformation} [{transform.UNIT}]; framed in orange: outside the range of "
-        "these classes,\nfrom which nothing was learned",
-        fontsize=9,
+        "these classes,\nfrom which nothing was learned"
     )
-    return figure
+    return picture_grid(strips, grid, protocol, heading)

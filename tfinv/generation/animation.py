@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from tfinv.data import Protocol, Split, seen_in_training
 from tfinv.data.transforms import get_transform
-from tfinv.figures import picture
 from tfinv.files import replacing
 from tfinv.generation.errors import Renderer
 from tfinv.generation.figures import beside_name, beside_rendered, examples
+from tfinv.pictures import picture
 
 
 def save_animation(

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from tfinv.data import Protocol, Split, seen_in_training
 from tfinv.data.transforms import get_transform
-from tfinv.figures import COLOURS, MARKERS, full_turn, picture, shade_training_range, title
+from tfinv.figures import COLOURS, MARKERS, full_turn, shade_training_range, title
 from tfinv.generation.errors import Renderer
+from tfinv.pictures import Strip, picture_grid
 
 _NEVER = "#D9D9D9"
 
@@ -84,26 +85,15 @@ def panel(model: Any, split: Split, protocol: Protocol, parameters: np.ndarray, 
         parameters: [M, *PARAMETER_SHAPE], one column each.
         images: Test images of each restricted class; one of the free class.
     """
-    renderer = Renderer(model, protocol)
-    places = examples(split, images)
-    figure = Figure(figsize=(0.78 * len(parameters) + 0.9, 1.72 * len(places) + 0.7), layout="constrained")
-    grid = figure.subplots(2 * len(places), len(parameters), squeeze=False)
-    for row, place in enumerate(places):
+    renderer, strips = Renderer(model, protocol), []
+    for place in examples(split, images):
         seen = seen_in_training(protocol, parameters, bool(split.restricted[place]))
         name = split.class_names[split.labels[place]]
-        for column, parameter in enumerate(parameters):
-            first, rendered = beside_rendered(renderer, split.images[place], parameter)
-            upper, lower = grid[2 * row, column], grid[2 * row + 1, column]
-            picture(upper, first, protocol, seen[column])
-            picture(lower, rendered, protocol, seen[column])
-            if row == 0:
-                upper.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
-        grid[2 * row, 0].set_ylabel(f"{name}\n{beside_name(protocol)}", fontsize=8)
-        grid[2 * row + 1, 0].set_ylabel(f"{name}\nrendered", fontsize=8)
-    figure.suptitle(
-        f"{_sweep(protocol)}; framed in orange: never shown to the network of this class", fontsize=9
-    )
-    return figure
+        pairs = [beside_rendered(renderer, split.images[place], parameter) for parameter in parameters]
+        for kind, shown in zip((beside_name(protocol), "rendered"), zip(*pairs, strict=True), strict=True):
+            strips.append(Strip(shown, seen, f"{name}\n{kind}"))
+    heading = f"{_sweep(protocol)}; framed in orange: never shown to the network of this class"
+    return picture_grid(strips, parameters, protocol, heading)
 
 
 def examples(split: Split, count: int) -> list[int]:

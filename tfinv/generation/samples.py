@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from tfinv.data import Protocol
 from tfinv.data.transforms import get_transform
-from tfinv.figures import picture
+from tfinv.pictures import Strip, picture_grid
 
 
 def prior_samples(
@@ -46,16 +46,7 @@ def prior_samples(
 
 def samples_figure(images: np.ndarray, protocol: Protocol, parameters: np.ndarray) -> Figure:
     """Draws what `prior_samples` returned: a row a latent, a column a parameter."""
-    rows, columns = images.shape[:2]
-    figure = Figure(figsize=(0.78 * columns + 0.3, 0.82 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for row in range(rows):
-        for column in range(columns):
-            picture(grid[row, column], images[row, column], protocol, seen=True)
-    for axes, parameter in zip(grid[0], parameters, strict=True):
-        axes.set_title(f"{np.ravel(parameter)[0]:g}", fontsize=8, pad=2)
-    transform = get_transform(protocol.transformation)
-    figure.suptitle(
-        f"Latents drawn from the prior, by {protocol.transformation} [{transform.UNIT}]", fontsize=9
-    )
-    return figure
+    unit = get_transform(protocol.transformation).UNIT
+    heading = f"Latents drawn from the prior, by {protocol.transformation} [{unit}]"
+    strips = [Strip(row, [True] * len(parameters)) for row in images]
+    return picture_grid(strips, parameters, protocol, heading)
