@@ -58,7 +58,7 @@ def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str
         _budget(protocol, network),
         smoke,
         changes,
-        pictures=_PICTURES,
+        pictures=(*_PICTURES, "samples.png") if network == _ADVERSARIAL else _PICTURES,
         suffix=suffix,
     )
 
