@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tfinv import article, figures, generation, page, report, runs, suites, summary
 from tfinv.config import RunConfig, dataset_name
-from tfinv.data import get_protocol
+from tfinv.data import PROTOCOLS, get_protocol
 from tfinv.errors import UsageError
 from tfinv.files import remove_partial, replacing
 from tfinv.summary import Result
@@ -113,7 +113,13 @@ def sections(found: Iterable[Result]) -> dict[str, list[Result]]:
     groups: dict[tuple, list[Result]] = {}
     for result in found:
         groups.setdefault(_section_of(result.config), []).append(result)
-    ordered = sorted(groups, key=lambda key: (key[-1], key[0] != "mnist", str(key)))
+    places = {name: place for place, name in enumerate(PROTOCOLS)}
+
+    def order(section: tuple) -> tuple:
+        dataset, protocol, *_, title = section
+        return title, dataset != "mnist", places.get(protocol, len(places)), str(section)
+
+    ordered = sorted(groups, key=order)
     return {_heading(key): groups[key] for key in ordered}
 
 
