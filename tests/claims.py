@@ -6,6 +6,7 @@
 <!-- no result: WHY -->                  a figure that nobody measured, such as a threshold
 """
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -66,16 +67,21 @@ def agrees(shown: str, value: float) -> bool:
 
 
 def value_of(claim: Claim, root: Path) -> float:
-    """Returns what the source of a claim says.
+    """Returns what the source of a claim says; read once, a table does not change.
 
     Raises:
         LookupError: If there is no such run, table, column or row.
     """
-    first, second, *conditions = shlex.split(claim.source)
+    return _said(claim.kind, claim.source, root)
+
+
+@functools.cache
+def _said(kind: str, source: str, root: Path) -> float:
+    first, second, *conditions = shlex.split(source)
     wanted = dict(condition.split("=", 1) for condition in conditions)
-    if claim.kind == "table":
-        return _mean(pd.read_csv(root / first, dtype=str), second, wanted, claim)
-    values = [_of_run(table, second, wanted, claim) for table in _runs(first, root)]
+    if kind == "table":
+        return _mean(pd.read_csv(root / first, dtype=str), second, wanted)
+    values = [_of_run(table, second, wanted) for table in _runs(first, root)]
     return sum(values) / len(values)
 
 
@@ -87,15 +93,15 @@ def _runs(pattern: str, root: Path) -> list[pd.DataFrame]:
     raise LookupError(f"no tracked run {pattern}")
 
 
-def _of_run(table: pd.DataFrame, metric: str, wanted: dict[str, str], claim: Claim) -> float:
+def _of_run(table: pd.DataFrame, metric: str, wanted: dict[str, str]) -> float:
     table = table[table.parameter.isna()]
-    values = [_mean(table, "value", {"metric": name, **wanted}, claim) for name in metric.split("/")]
+    values = [_mean(table, "value", {"metric": name, **wanted}) for name in metric.split("/")]
     return values[0] if len(values) == 1 else values[0] / values[1]
 
 
-def _mean(table: pd.DataFrame, column: str, wanted: dict[str, str], claim: Claim) -> float:
+def _mean(table: pd.DataFrame, column: str, wanted: dict[str, str]) -> float:
     for name, value in wanted.items():
         table = table[table[name] == value]
     if not len(table):
-        raise LookupError(f"line {claim.line}: nothing has {wanted}")
+        raise LookupError(f"nothing has {wanted}")
     return float(table[column].astype(float).mean())
