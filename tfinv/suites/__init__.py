@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tfinv.config import RunConfig
 from tfinv.errors import UsageError
 from tfinv.suites import generation, imagination, recognition
-from tfinv.suites._experiment import BUDGETS, Experiment
+from tfinv.suites._experiment import BUDGETS, Experiment, identity
 
 __all__ = ["ALL", "BUDGETS", "SUITES", "Experiment", "distinct", "place_of", "select", "suite_of", "title_of"]
 
@@ -78,10 +78,6 @@ def place_of(config: RunConfig) -> tuple[str, int, str]:
     """
     for suite, rows in SUITES.items():
         for place, row in enumerate(rows):
-            if any(_identity(row.config(budget, 0)) == _identity(config) for budget in BUDGETS):
+            if identity(config) in row.identities:
                 return suite, place, row.family
     return "", 0, "Others"
-
-
-def _identity(config: RunConfig) -> tuple[str, str, str]:
-    return config.label, config.dataset, config.protocol

@@ -1,6 +1,7 @@
 """What a row of a suite is: a network, with a budget by name."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,16 @@ class Experiment:
         changes = {"preset": self.preset, **self.changes, **own}
         config = models.default_run(self.model, changes.pop("preset"))
         return runs.replace(dataclasses.replace(config, seed=seed), **changes)
+
+    @functools.cached_property
+    def identities(self) -> frozenset[tuple[str, str, str]]:
+        """What `identity` says of its runs, at all budgets."""
+        return frozenset(identity(self.config(budget, 0)) for budget in BUDGETS)
+
+
+def identity(config: RunConfig) -> tuple[str, str, str]:
+    """Returns what tells the runs of a row from those of others, whatever their training."""
+    return config.label, config.dataset, config.protocol
 
 
 def cnn(preset: str, family: str, **rest: Any) -> Experiment:
