@@ -32,7 +32,9 @@ _NARROW = {"preset": "quick", "curve_images": None}
 
 
 def _budget(protocol: str, network: tuple[str, str, str]) -> dict[str, Any]:
-    if network in _LARGE and protocol != "rotate-49":
+    if network in _LARGE and protocol.startswith("shift"):
+        return {**_NARROW, "epochs": 12, "decay_rate": 0.77}
+    if network in _LARGE and protocol == "affine":
         return {**_NARROW, "epochs": 20, "decay_rate": 0.85}
     if network == _AUTOENCODER:
         return {"epochs": 30, "decay_rate": 0.9}
