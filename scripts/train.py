@@ -1,6 +1,6 @@
 """Trains any network of tfinv/models, such as one that you added, and asks whether it learned the invariance.
 
-    python scripts/train.py cnn --preset cnn_pool_00 --epochs 2
+    python scripts/train.py group_cnn --preset group_cnn_c8
     python scripts/train.py MODEL --help
 
 The run directory saved_models/<run> gets the model, its history, invariance.csv, figures and a SavedModel.

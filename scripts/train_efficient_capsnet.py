@@ -1,7 +1,7 @@
 """Trains an Efficient-CapsNet on rotate-34 and asks whether it learned the invariance.
 
-    python scripts/train_efficient_capsnet.py                                        # narrower, for 2 cores
-    python scripts/train_efficient_capsnet.py --preset efficient_capsnet --epochs 3  # the paper's network
+    python scripts/train_efficient_capsnet.py                        # narrower, for 2 cores
+    python scripts/train_efficient_capsnet.py --preset efficient_capsnet --epochs 3 --curve-images 1000
 
 The run directory saved_models/<run> gets the model, its history, invariance.csv, figures and a SavedModel.
 Ptest is accuracy under the training ranges, Pinv that of 3 and 4 turned about upside down: expect a

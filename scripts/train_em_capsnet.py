@@ -1,7 +1,7 @@
 """Trains matrix capsules with EM routing on rotate-34 and asks whether they learned the invariance.
 
     python scripts/train_em_capsnet.py                                  # narrower network, for 2 cores
-    python scripts/train_em_capsnet.py --preset article --epochs 3      # the article's network
+    python scripts/train_em_capsnet.py --preset article --epochs 3 --repeats 5 --curve-images 1000
 
 The run directory saved_models/<run> gets the model, its history, invariance.csv, figures and a SavedModel.
 --variant chooses between the paper's routing (hinton2018) and that of the article's authors (article).

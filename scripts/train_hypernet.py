@@ -1,7 +1,7 @@
 """Trains a HyperNet to render digits under a transformation whose parameter controls its weights.
 
     python scripts/train_hypernet.py                                    # addresses, narrower, for 2 cores
-    python scripts/train_hypernet.py --preset basic --protocol shift-49
+    python scripts/train_hypernet.py --protocol shift-49
     python scripts/train_hypernet.py --preset compensation              # back to upright, by an unknown angle
 
 4 and 9 are shown within 45 degrees of upright only. The run directory saved_models/<run> gets the model, its

@@ -117,7 +117,7 @@ class ImaginationConfig:
 
     imagination: Literal["none", "operators", "address", "true"] = "none"
     """What imagines: nothing, linear operators or an address field learned from pairs of the free classes, or
-    the true transformation of all classes, which no learned one can surpass."""
+    the true transformation of all classes, beside which a learned one is held."""
     operator_steps: int = 72
     """Linear operators, one a step of each component of the parameter."""
     operator_classes: int | None = None

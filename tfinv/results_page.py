@@ -17,8 +17,8 @@ _INTRODUCTION = """\
 # Results
 
 Made from the tables in `docs/results/`, one folder a run; do not edit by hand.
-`python scripts/reproduce.py all --publish docs` trains what its folder of runs does not have, models
-included, and adds its tables;
+`python scripts/reproduce.py all --publish docs` trains every run whose model is not on the machine, those
+quoted here included, and adds or replaces its tables;
 `python scripts/render_results.py` makes this page from them, and results.html, the same in one file.
 
 Two spreads are kept apart. In tables of networks, ± is the half width of the 95 % confidence interval of the
@@ -161,7 +161,8 @@ def _section(members: Sequence[Result]) -> Iterator[str]:
     """Yields the parts of results.md on one dataset, protocol and choice of classes."""
     section = _section_of(members[0].config)
     protocol, networks = report.protocol_of(members[0].config), summary.networks(members)
-    leading, below = report.leaders(networks)
+    # A section with a title compares choices, whose networks are one.
+    leading, below = ([], []) if section[-1] else report.leaders(networks)
     yield f"## {_heading(section)}\n"
     yield _MEASURED[protocol.task].format(*protocol.pixel_range, generation.resolution(protocol))
     yield page.table(map(report.network_row, networks))

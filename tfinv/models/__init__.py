@@ -22,7 +22,8 @@ For recognition:
 
     build(config, input_shape, num_classes)
                                     from images [N, H, W, C] in 0..1 to a dict with "scores" [N, num_classes]
-                                    and, if it has a decoder, "reconstruction"
+                                    and, if it has a decoder, "reconstruction". Scores are in 0..1:
+                                    probabilities, not logits, unless `objective` has a loss for others
 
 For generation (a generator renders an image transformed):
 

@@ -11,7 +11,7 @@ from tfinv.config import RunConfig
 
 BUDGETS = {
     "smoke": "every stage on a few images; its figures mean nothing",
-    "cpu": "a night on 2 cores",
+    "cpu": "a night or two on 2 cores",
     "article": "what each preset says; meant for a GPU",
 }
 _SMOKE = {

@@ -7,7 +7,8 @@ A transformation module defines:
     UNIT               unit of the parameter for labels, such as "degrees"
     SWEEP              what its grid varies, for labels
     apply(images, parameters, fill_value=0.0)    images [N, H, W, C], parameters [N, *PARAMETER_SHAPE]
-    sample(uniforms, low, high)    uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high
+    sample(uniforms, low, high)    uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high,
+                       which are each image's own [N], the same for all components
     grid(step)         parameters of an evaluation sweep [M, *PARAMETER_SHAPE], 0 (the identity) included
     contains(parameters, low, high)    which parameters [M, *PARAMETER_SHAPE] are within the range [M]; an
                        array for an array, a tensor for a tensor
