@@ -45,6 +45,17 @@ class Bright(tf.Module):
             "scores": tf.reduce_max(tf.map_fn(decode, encoded, fn_output_signature=tf.float32), axis=(2, 3))
         }
 
+    @tf.function(input_signature=[tf.TensorSpec((None, None), tf.float32, name="rows")])
+    def of_any_length(self, rows):
+        self.calls.assign_add(1)
+        return {"total": tf.reduce_sum(rows, axis=1)}
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.uint8, "bytes"), tf.TensorSpec((None,), tf.bool, "flags")]
+    )
+    def whole(self, bytes, flags):
+        return {"negated": tf.where(flags, 255 - bytes, bytes), "unit": tf.constant(["grey", "level"])}
+
     @tf.function(input_signature=[])
     def count(self):
         return {"calls": self.calls.read_value()}
@@ -55,6 +66,7 @@ def saved(tmp_path_factory):
     """The folder of its SavedModel."""
     folder = tmp_path_factory.mktemp("served") / "bright"
     module = Bright()
-    signatures = {name: getattr(module, name) for name in ("classify", "transform", "classify_png", "count")}
+    names = ("classify", "transform", "classify_png", "of_any_length", "whole", "count")
+    signatures = {name: getattr(module, name) for name in names}
     tf.saved_model.save(module, str(folder), signatures=signatures)
     return folder

@@ -32,6 +32,17 @@ def test_rows_and_columns(saved):
         ask(saved, {"signature_name": "transform", "inputs": two})["outputs"], given + 1, rtol=1e-6
     )
     assert ask(saved, {"instances": []}) == {"predictions": []}
+    image, parameter = given[0].tolist(), [1, 0]
+    both = [{"image": image, "parameter": parameter}, {"parameter": parameter, "image": image}]
+    assert len(ask(saved, {"signature_name": "transform", "instances": both})["predictions"]) == 2
+
+
+def test_outputs_that_are_no_rows_are_given_by_name_alone(saved):
+    request = {"signature_name": "whole", "inputs": {"bytes": [0, 5, 7], "flags": [True, False, False]}}
+    assert ask(saved, request)["outputs"] == {"negated": [255, 5, 7], "unit": ["grey", "level"]}
+    rows = [{"bytes": 0, "flags": True}] * 3
+    with pytest.raises(RequestError, match='Expected "inputs"'):
+        ask(saved, {"signature_name": "whole", "instances": rows})
 
 
 def test_bytes_are_base64(saved):

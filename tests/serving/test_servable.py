@@ -80,6 +80,26 @@ def test_one_broken_image_fails_its_own_request_alone(saved):
     assert len(refused) == 1 and len(answers) == 5 and "\n" not in refused[0], refused
 
 
+def test_requests_of_unequal_shape_do_not_share_a_batch(saved):
+    servable, found = Servable(saved, Limits(batch_timeout=0.3)), {}
+
+    def ask(length):
+        found[length] = servable.predict({"rows": np.ones((1, length))}, "of_any_length")["total"]
+
+    threads = [threading.Thread(target=ask, args=(length,)) for length in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {length: total.tolist() for length, total in found.items()} == {n: [n] for n in range(1, 5)}
+
+
+def test_whole_numbers_and_truth_values_and_an_output_not_in_rows(saved):
+    given = {"bytes": np.array([0, 5.0]), "flags": np.array([True, False])}
+    answer = Servable(saved).predict(given, "whole")
+    assert answer["negated"].tolist() == [255, 5] and answer["unit"].tolist() == [b"grey", b"level"]
+
+
 def test_few_images_are_decoded_at_once(saved):
     servable, under_way, most = Servable(saved), [], []
     signature = servable._signatures["classify_png"]
@@ -149,6 +169,16 @@ def test_signatures_and_models_have_queues_of_their_own(saved):
         ("classify", {"images": images(9)}, "large", "at most 8 a request. Received: 9"),
         ("classify_png", {"encoded": np.array(["text"], object)}, "invalid", "Expected bytes"),
         ("transform", {"image": images(2), "parameter": np.zeros((3, 2))}, "invalid", "Refused by the model"),
+        *(
+            ("whole", {"bytes": np.array([number]), "flags": np.array([True])}, "invalid", "Expected uint8")
+            for number in (300, -1, 1.7, np.nan)
+        ),
+        (
+            "whole",
+            {"bytes": np.array([1]), "flags": np.array([1])},
+            "invalid",
+            "Expected bool. Received: int64",
+        ),
     ],
 )
 def test_what_is_refused_is_named(saved, signature, inputs, kind, message):

@@ -54,7 +54,7 @@ def _columns(instances: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
     if not instances or not all(_is_named(instance, specs) for instance in instances):
         return instances
     names = list(instances[0])
-    if any(list(instance) != names for instance in instances):
+    if any(instance.keys() != instances[0].keys() for instance in instances):
         raise RequestError("Invalid instances. Expected the same names in each.")
     return {name: [instance[name] for instance in instances] for name in names}
 
@@ -88,7 +88,13 @@ def _decoded(name: str, values: Any) -> Any:
 
 
 def response(outputs: Mapping[str, np.ndarray], rows: bool) -> dict[str, Any]:
-    """Returns the object that answers a request in "instances" (`rows`) or in "inputs"."""
+    """Returns the object that answers a request in "instances" (`rows`) or in "inputs".
+
+    Raises:
+        RequestError: If the outputs are not in rows and shall be.
+    """
+    if rows and (not all(map(np.ndim, outputs.values())) or len(set(map(len, outputs.values()))) != 1):
+        raise RequestError('The outputs are not a row an instance. Expected "inputs" for this signature.')
     columns = {name: _listed(values) for name, values in outputs.items()}
     if not rows:
         return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}

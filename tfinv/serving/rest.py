@@ -125,7 +125,8 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 def _described(spec) -> dict[str, Any]:
-    return {"dtype": spec.dtype.name, "shape": [-1 if side is None else side for side in spec.shape]}
+    shape = None if spec.shape.rank is None else [-1 if side is None else side for side in spec.shape]
+    return {"dtype": spec.dtype.name, "shape": shape}
 
 
 class _Routes:

@@ -131,7 +131,9 @@ class _Signature:
         encoded = any(spec.dtype == tf.string for spec in specs)
         self._turn = threading.Semaphore(_MAX_DECODING) if encoded else contextlib.nullcontext()
         # One image that cannot be decoded would fail the batch, and with it the requests of others.
-        self._batches = not encoded and all(spec.shape.rank and spec.shape[0] is None for spec in specs)
+        self._batches = (
+            not encoded and all(map(_in_rows, specs)) and all(map(_has_rows, self.outputs.values()))
+        )
         if self._batches:
             self._batched = tf.function(self._gathered(), input_signature=specs, autograph=False)
 
@@ -186,17 +188,22 @@ class _Signature:
             if value.size and not all(isinstance(item, bytes) for item in value.ravel()):
                 raise RequestError(f"Invalid value for {name}. Expected bytes. Received: {value.dtype}")
             return value
-        if not (np.issubdtype(value.dtype, np.number) or value.size == 0):
+        kind = np.bool_ if spec.dtype == tf.bool else np.number
+        if not (np.issubdtype(value.dtype, kind) or value.size == 0):
             raise RequestError(
                 f"Invalid value for {name}. Expected {spec.dtype.name}. Received: {value.dtype}"
             )
-        with np.errstate(over="ignore"):
-            value = value.astype(spec.dtype.as_numpy_dtype)
-        if not np.isfinite(value).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = value.astype(spec.dtype.as_numpy_dtype)
+        if not np.isfinite(cast).all():
             raise RequestError(
                 f"Invalid value for {name}. Expected finite numbers. Received: NaN or infinity"
             )
-        return value
+        if spec.dtype.is_integer and not np.array_equal(cast, value):
+            raise RequestError(
+                f"Invalid value for {name}. Expected {spec.dtype.name}. Received: other numbers"
+            )
+        return cast
 
 
 def check_shape(name: str, spec: tf.TensorSpec, shape: Sequence[int], limits: Limits) -> None:
@@ -213,6 +220,16 @@ def check_shape(name: str, spec: tf.TensorSpec, shape: Sequence[int], limits: Li
     # Sides that the signature leaves open, such as of an image of any size.
     if math.prod(shape) * spec.dtype.size > limits.max_body_bytes * 4:
         raise RequestError(f"{name} is too large. Received: shape {_listed(shape)}", "large")
+
+
+def _has_rows(spec: tf.TensorSpec) -> bool:
+    """Tells values of any number of rows."""
+    return bool(spec.shape.rank) and spec.shape[0] is None
+
+
+def _in_rows(spec: tf.TensorSpec) -> bool:
+    """Tells what those of several requests can be joined of: rows of one shape."""
+    return _has_rows(spec) and None not in spec.shape[1:]
 
 
 def _listed(shape) -> str:
