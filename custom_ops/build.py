@@ -48,6 +48,7 @@ CUDA_COMPILE_FLAGS = (
 )
 # Before TensorFlow's own flags: its framework library exports a stub of the CUDA runtime, which would be
 # bound instead, and the library could then not be loaded where TensorFlow is built without CUDA.
+_HOW_TO_NVCC = "Set CUDA_HOME or install the extra cuda-build."
 CUDA_LINK_FLAGS = "-lcudart_static -ldl -lrt -lpthread -Wl,--exclude-libs,libcudart_static.a".split()  # noqa: SIM905
 
 
@@ -169,9 +170,13 @@ def facts_of(library: Path) -> dict:
 
 
 def cuda_failure(library: Path) -> str:
-    """Returns in one line why a library has no GPU kernels although there was an nvcc; else empty."""
-    failure = facts_of(library).get("cuda_failure", "")
-    return failure and " ".join(f"No GPU kernels (TFINV_CUDA=1 tries again): {failure}".split())
+    """Returns in one line why a library has no GPU kernels although they are wanted; else empty."""
+    facts = facts_of(library)
+    if failure := facts.get("cuda_failure"):
+        return " ".join(f"No GPU kernels (TFINV_CUDA=1 tries again): {failure}".split())
+    if _wants_cuda() and not facts["cuda"]:
+        return f"No GPU kernels: no nvcc works. {_HOW_TO_NVCC}"
+    return ""
 
 
 def framework_facts(binding: str) -> Framework:
@@ -186,6 +191,8 @@ def framework_facts(binding: str) -> Framework:
         import tensorflow as tf
     except ImportError as error:
         raise BuildError(f"{binding} cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise BuildError(f"{binding} is too old: {error}") from error
     flags = tuple(tf.sysconfig.get_compile_flags()), tuple(tf.sysconfig.get_link_flags())
     return Framework(binding, tf.__version__, *flags)
 
@@ -199,10 +206,9 @@ def find_toolchain() -> Toolchain:
     if os.name != "posix":
         raise BuildError(f"The fused ops are built on Linux and macOS only, not on {platform.system()}.")
     compiler, version = find_compiler()
-    asked = os.environ.get("TFINV_CUDA") or ("" if shutil.which("nvidia-smi") else "0")
-    cuda = None if asked == "0" else find_cuda()
+    cuda = find_cuda() if _wants_cuda() else None
     if _must_have_cuda() and cuda is None:
-        raise BuildError("TFINV_CUDA=1, but no nvcc works. Set CUDA_HOME or pip install 'tfinv[cuda-build]'.")
+        raise BuildError(f"TFINV_CUDA=1, but no nvcc works. {_HOW_TO_NVCC}")
     end = next((at for at, word in enumerate(compiler) if word.startswith("-")), len(compiler))
     flags = compiler[end:]
     return Toolchain(compiler[:end], flags, " ".join([version, *flags]), cuda)
@@ -380,6 +386,11 @@ def _key(facts: dict, framework: Framework) -> str:
     flags = [flag for flag in flags if flag[:2] not in ("-I", "-L")]
     parts = [facts, flags, COMPILE_FLAGS, ISA_FLAGS, CUDA_COMPILE_FLAGS, CUDA_LINK_FLAGS]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _wants_cuda() -> bool:
+    """Returns whether TFINV_CUDA, or without it a GPU, asks for GPU kernels."""
+    return (os.environ.get("TFINV_CUDA") or ("" if shutil.which("nvidia-smi") else "0")) != "0"
 
 
 def _must_have_cuda() -> bool:

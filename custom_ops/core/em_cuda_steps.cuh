@@ -73,7 +73,8 @@ struct EmRoute {
     largest = larger;
     const float before = weight * shrink;
     weight = before + added;
-    const float share = added / weight, spread = added * (before / weight);
+    // Where nothing has a weight yet, as after a bias of -inf, nothing is shared; a weight of NaN is kept.
+    const float part = weight == 0.0f ? 0.0f : 1.0f / weight, share = added * part, spread = before * share;
 #pragma unroll
     for (int h = 0; h < size; ++h) {
       const float deviation = votes[h] - sums[h];

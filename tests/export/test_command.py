@@ -114,6 +114,15 @@ def test_bad_input_ends_in_one_line_and_costs_nothing(file, finished, failure, t
 # The fused op
 
 
+def test_a_network_without_the_op_is_refused_before_anything_is_written(tmp_path, capsys):
+    images = keras.Input((12, 12, 1))
+    keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(images))).save(tmp_path / "plain.keras")
+    with pytest.raises(SystemExit, match="2"):
+        call(tmp_path / "plain.keras", "--litert", tmp_path / "plain.tflite", "--fused")
+    assert "no layer with a fused op" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.keras"]
+
+
 def test_fused_export_keeps_the_op_and_brings_its_library(fused, file, digits_npz, capsys):
     folder = file.parent / "fused"
     call(file, "--fused", "--output", folder)

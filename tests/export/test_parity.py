@@ -103,6 +103,13 @@ def test_litert(model, tmp_path):
             assert archive.read("labels.txt").decode().splitlines() == list(names)
 
 
+def test_double_precision_becomes_float32():
+    images = keras.Input((4,), dtype="float64")
+    copy = export.portable(keras.Model(images, keras.layers.Dense(2, dtype="float64")(images)))
+    assert {variable.dtype for variable in copy.variables} == {"float32"}
+    assert copy(tf.ones((3, 4))).dtype == tf.float32
+
+
 def test_mixed_precision_becomes_float32(model, tmp_path):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")

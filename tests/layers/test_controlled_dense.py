@@ -63,6 +63,14 @@ def test_each_sample_goes_through_the_weights_of_its_code(arguments, rows, group
     np.testing.assert_allclose(found, reference(layer, values, codes), atol=2e-5)
 
 
+def test_no_samples_and_no_codes(arguments):
+    layer = randomized(**arguments)
+    found = array(layer([tensor(VALUES[:0]), tensor(CODES[:0])]))
+    assert found.shape == (0, 5, arguments["units"])
+    with pytest.raises(ValueError, match="Received: 0 codes"):
+        layer([tensor(VALUES), tensor(CODES[:0])])
+
+
 def test_shared_codes_give_what_repeated_ones_give(arguments):
     layer = randomized(**arguments)
     shared = array(layer([tensor(VALUES), tensor(CODES)]))

@@ -58,9 +58,11 @@ def test_keras_compiles_no_model_with_the_op_by_itself(monkeypatch):
 
     # Where there is one, Keras chooses XLA for the models whose layers all support it.
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [Accelerator()])
-    assert capsules("reference").jit_compile
-    for implementation in ("fused", "auto"):
-        assert not capsules(implementation).jit_compile
+    for implementation in ("reference", "fused", "auto"):
+        unbuilt = keras.Sequential([RoutingCapsules(3, 4, implementation=implementation), Length()])
+        unbuilt.compile("sgd", MarginLoss())
+        for model in (capsules(implementation), unbuilt):
+            assert model.jit_compile == (implementation == "reference")
 
 
 def test_double_precision_stays_with_the_reference():

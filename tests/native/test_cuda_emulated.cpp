@@ -254,12 +254,15 @@ void Extremes() {
     difference = std::max(difference, std::fabs(own[n] - any[n]));
   }
   if (!(difference <= 1e-4f * largest)) Fail("dposes of votes that agree: %g of %g", difference, largest);
-  // A bias of the lowest number is a mask.
-  EmCase masked = MakeEm(EmOf(2, 6, 4, 4, 2, EmVariant::kHinton2018), true, 5);
-  masked.inputs.bias[2] = -std::numeric_limits<float>::max();
-  const auto results = RunCuda(masked, 0);
-  for (const auto& [name, values] : results.Tensors(masked.Dims()))
-    if (!Finite(values)) Fail("%s with a mask: %s is not finite", masked.Name().c_str(), name.c_str());
+  // A bias of the lowest number is a mask, and so is -inf.
+  for (float mask : {-std::numeric_limits<float>::max(), -std::numeric_limits<float>::infinity()})
+    for (auto [parents, pose_size] : {std::array{4, 4}, {4, 3}, {33, 4}, {33, 3}}) {
+      EmCase masked = MakeEm(EmOf(2, 6, parents, pose_size, 2, EmVariant::kHinton2018), true, 5);
+      masked.inputs.bias[2] = mask;  // of the first child, with which sums begin
+      const auto results = RunCuda(masked, 0);
+      for (const auto& [name, values] : results.Tensors(masked.Dims()))
+        if (!Finite(values)) Fail("%s with a mask: %s is not finite", masked.Name().c_str(), name.c_str());
+    }
 }
 
 // Sums over many children and many samples do not lean to 0: all terms have one sign.

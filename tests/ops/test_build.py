@@ -333,7 +333,7 @@ def test_a_compiler_of_several_words(tree, cuda):
     assert "-DFLAG=1 -shared" in tree.log.read_text()
 
 
-def test_without_nvcc_there_is_a_library_for_the_cpu(tree, cuda):
+def test_without_nvcc_there_is_a_library_for_the_cpu(tree, cuda, monkeypatch):
     (cuda / "bin" / "nvcc").unlink()
     path = os.pathsep.join(
         folder
@@ -342,7 +342,13 @@ def test_without_nvcc_there_is_a_library_for_the_cpu(tree, cuda):
     )
     environment = {"PATH": path, "CUDA_HOME": "", "CUDA_PATH": ""}
     assert "no nvcc works" in tree.failure(TFINV_CUDA="1", **environment)
-    assert facts(tree.build(**environment))["cuda"] == ""
+    library = tree.build(**environment)
+    assert facts(library)["cuda"] == ""
+    monkeypatch.setenv("PATH", tree.environment["PATH"])  # with a GPU
+    monkeypatch.delenv("TFINV_CUDA", raising=False)
+    assert "no nvcc works" in _library.describe("tensorflow", Path(library)).reason
+    monkeypatch.setenv("TFINV_CUDA", "0")
+    assert _library.describe("tensorflow", Path(library)).reason == ""
     for lacking in ({}, {"CXX": "/nonexistent/g++"}):
         tree.failure(TFINV_CUDA="1", **environment | lacking)
 

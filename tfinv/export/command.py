@@ -10,7 +10,7 @@ from tfinv.config import RunConfig
 from tfinv.data import Protocol, get_protocol, load_dataset
 from tfinv.errors import UsageError
 from tfinv.export.loading import is_generator, load_model
-from tfinv.export.saved_model import export_generator, export_saved_model
+from tfinv.export.saved_model import check_fused, export_generator, export_saved_model
 from tfinv.export.to_litert import export_litert
 from tfinv.export.to_onnx import check_onnx, export_onnx
 from tfinv.files import check_writable
@@ -56,6 +56,8 @@ def export_model(
         raise UsageError(f"The model recognises images. Expected no --protocol. Received: {protocol}")
     chosen = _protocol(protocol, config) if rendering else None
     names = () if rendering else _class_names(network, class_names, config)
+    if fused:
+        check_fused(network)
     for path in filter(None, (saved, onnx, litert)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if onnx is not None:  # what may not be convertible comes first

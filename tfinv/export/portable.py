@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-_HALF = ("float16", "bfloat16")
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 
 def portable(model: keras.Model, implementation: str = "reference") -> keras.Model:
@@ -81,6 +81,8 @@ def _single(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the configuration of a layer, policy or tensor in float32 in place of half precision."""
     for key in ("dtype", "name") if values.keys() == {"name"} else ("dtype",):
         name = values.get(key)
-        if isinstance(name, str) and (name in _HALF or name in {f"mixed_{half}" for half in _HALF}):
+        if isinstance(name, str) and (
+            name in _OTHER_FLOATS or name in {f"mixed_{half}" for half in _OTHER_FLOATS}
+        ):
             return values | {key: "float32"}
     return values

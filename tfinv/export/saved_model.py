@@ -77,13 +77,17 @@ def write_endpoints(model: keras.Model, endpoints: dict[str, Endpoint], director
     archive.write_out(str(directory), verbose=False)
 
 
-def _copy(model: keras.Model, fused: bool) -> keras.Model:
-    if not fused:
-        return portable(model)
+def check_fused(model: keras.Model) -> None:
+    """Raises UsageError unless a model can be exported with the fused ops."""
     if not chooses_implementation(model):
         raise UsageError("The model has no layer with a fused op. Export it without --fused.")
     ops.resolve_implementation("fused")
-    return portable(model, "fused")
+
+
+def _copy(model: keras.Model, fused: bool) -> keras.Model:
+    if fused:
+        check_fused(model)
+    return portable(model, "fused" if fused else "reference")
 
 
 def _write(model: keras.Model, endpoints: dict[str, Endpoint], directory: Path, fused: bool) -> None:

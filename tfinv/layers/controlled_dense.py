@@ -92,14 +92,17 @@ class ControlledDense(keras.layers.Layer):
 
     def call(self, inputs):
         values, codes = inputs
-        if None not in (values.shape[0], codes.shape[0]) and values.shape[0] % codes.shape[0]:
+        if None not in (values.shape[0], codes.shape[0]) and values.shape[0] % (codes.shape[0] or math.inf):
             raise ValueError(
                 "Invalid number of codes. Expected a divisor of the number of samples, "
                 f"{values.shape[0]}. Received: {codes.shape[0]} codes"
             )
         control = self._control(codes)  # [G, H]
         groups = ops.shape(control)[0]
-        rows = ops.reshape(ops.cast(values, self.compute_dtype), (groups, -1, values.shape[-1]))
+        # Without a -1, whose size nothing tells where there are no samples.
+        count = ops.shape(values)[0] * math.prod(values.shape[1:-1])
+        count //= max(groups, 1) if isinstance(groups, int) else ops.maximum(groups, 1)
+        rows = ops.reshape(ops.cast(values, self.compute_dtype), (groups, count, values.shape[-1]))
         rows = ops.matmul(rows, ops.cast(self._kernels(control), self.compute_dtype))
         if self.use_bias:
             bias = ops.matmul(control, self._read(self.control_bias)) + self._read(self.bias)

@@ -7,12 +7,12 @@ from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._em_layer import EMLayer, capsule_sizes
-from tfinv.layers._fused import forbid_xla_if_fused
+from tfinv.layers._fused import MayRunFusedOp
 from tfinv.ops import EmVariant, Implementation, em_routing
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
-class ConvEMCapsules(EMLayer):
+class ConvEMCapsules(MayRunFusedOp, EMLayer):
     """Routes the capsules of each patch to the parent capsules of its position, by EM.
 
     The transformation matrices are the same at every position. A child in several patches is shared out
@@ -27,7 +27,7 @@ class ConvEMCapsules(EMLayer):
             component of the pose, the former one a parent.
         final_inverse_temperature: Factor on the logit of a parent's activation.
         implementation: "auto", "reference" or "fused". Under TensorFlow a layer that runs the fused op, which
-            has no XLA form, sets `supports_jit` to False when it is built.
+            has no XLA form, says so in `supports_jit`.
         kernel_initializer: Initializer of the transformation matrices [I, J, P, P]; None for a truncated
             normal of standard deviation 1.
         kernel_regularizer: Regularizer of the transformation matrices.
@@ -71,7 +71,6 @@ class ConvEMCapsules(EMLayer):
         self.strides = strides
 
     def build(self, input_shape):
-        forbid_xla_if_fused(self)
         channels, pose_size = capsule_sizes(self, input_shape)
         self._map_size(input_shape[0])
         children = self.kernel_size * self.kernel_size * channels

@@ -8,13 +8,13 @@ from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
 from tfinv.layers._em_layer import EMLayer, capsule_sizes
-from tfinv.layers._fused import forbid_xla_if_fused
+from tfinv.layers._fused import MayRunFusedOp
 from tfinv.ops import EmVariant, Implementation, em_routing, em_routing_from_votes
 from tfinv.ops.em_reference import VARIANCE_FLOOR
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
-class EMCapsules(EMLayer):
+class EMCapsules(MayRunFusedOp, EMLayer):
     """Routes all capsules of a map to one set of parent capsules, by EM.
 
     The transformation matrices are the same at every position; what position a vote comes from is told by
@@ -74,9 +74,11 @@ class EMCapsules(EMLayer):
                 "EMCapsules adds two coordinates to a column of the pose matrix: P must be at least 2. "
                 f"Received: input_shape={input_shape}"
             )
-        if self.variant == "article":
-            forbid_xla_if_fused(self)
         self.add_routing_weights(channels, self.num_capsules, pose_size, self._components(pose_size))
+
+    def runs_fused_op(self) -> bool:
+        """Returns whether the layer runs the fused op of the backend."""
+        return self.variant == "article" and super().runs_fused_op()
 
     def call(self, inputs):
         return self._route_positions(*inputs) if self.variant == "article" else self._route_map(*inputs)

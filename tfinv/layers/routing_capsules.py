@@ -3,13 +3,13 @@
 import keras
 
 from tfinv.layers._fully_connected_capsules import FullyConnectedCapsules
-from tfinv.layers._fused import forbid_xla_if_fused
+from tfinv.layers._fused import MayRunFusedOp
 from tfinv.ops import Implementation, dynamic_routing
 from tfinv.ops._options import check_implementation, check_iterations
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
-class RoutingCapsules(FullyConnectedCapsules):
+class RoutingCapsules(MayRunFusedOp, FullyConnectedCapsules):
     """Routes every child capsule to every parent capsule by agreement.
 
     Args:
@@ -18,8 +18,7 @@ class RoutingCapsules(FullyConnectedCapsules):
         num_iterations: Routing iterations, at least 1.
         use_bias: Whether to learn the initial routing logits [I, J] (zeros otherwise).
         implementation: "auto", "reference" or "fused". Under TensorFlow the fused op has no XLA form: a layer
-            that runs it sets `supports_jit` to False when it is built, and Keras compiles the model
-            without XLA.
+            that runs it says so in `supports_jit`, and Keras compiles the model without XLA.
         kernel_initializer: Initializer of the transformation matrices [I, J, K, D]; None for a truncated
             normal of standard deviation 0.1. (Keras's Glorot rule would take I and J for a receptive
             field; the article's class capsules then start about 900 times shorter.)
@@ -51,10 +50,6 @@ class RoutingCapsules(FullyConnectedCapsules):
         check_implementation(implementation)
         self.num_iterations = num_iterations
         self.implementation = implementation
-
-    def build(self, input_shape):
-        forbid_xla_if_fused(self)
-        super().build(input_shape)
 
     def call(self, inputs):
         weights, bias = self.weights_and_bias()

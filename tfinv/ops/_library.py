@@ -36,7 +36,7 @@ class BuildInfo:
 
     Attributes:
         available: Whether they can be used.
-        reason: Why not, if not; else why there are no GPU kernels although nvcc was tried.
+        reason: Why not, if not; else why there are no GPU kernels although they are wanted.
         failed: Whether they should be available: the backend has them, and they are not switched off.
         binding: What they are compiled for: "tensorflow" or "jax"; empty for other Keras backends.
         library: Path of the shared library.

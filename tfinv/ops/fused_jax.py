@@ -46,12 +46,16 @@ def _load() -> _library.BuildInfo:
     except OSError as error:
         raise _library.LibraryError(f"{path} does not load: {error}") from error
     for op in ("DynamicRouting", "DynamicRoutingGrad", "EmRouting", "EmRoutingGrad"):
-        # Compiled without CUDA there are no handlers for a GPU; XLA then says that the op is missing there.
         for device, platform in (("Cpu", "cpu"), ("Cuda", "CUDA")):
             handler = getattr(handlers, f"Tfinv{op}{device}", None)
             if handler is not None:
                 jax.ffi.register_ffi_target(f"tfinv_{op}", jax.ffi.pycapsule(handler), platform=platform)
-    return _library.describe("jax", path)
+    info = _library.describe("jax", path)
+    device = jax.default_backend()
+    if device != "cpu" and not (device == "gpu" and info.cuda):
+        missing = info.reason or "They are for CPUs and NVIDIA GPUs."
+        raise _library.LibraryError(f"JAX runs on {device}, for which the library has no kernels. {missing}")
+    return info
 
 
 def dynamic_routing(poses, weights, num_iterations: int = 3, bias=None):

@@ -33,7 +33,7 @@ _NARROW = {"preset": "quick", "curve_images": None}
 
 def _budget(protocol: str, network: tuple[str, str, str]) -> dict[str, Any]:
     if network in _LARGE and protocol.startswith("shift"):
-        return {**_NARROW, "epochs": 12, "decay_rate": 0.77}
+        return {**_NARROW, "epochs": 12, "decay_rate": 0.9}
     if network in _LARGE and protocol == "affine":
         return {**_NARROW, "epochs": 20, "decay_rate": 0.85}
     if network == _AUTOENCODER:
