@@ -3,6 +3,7 @@
 import base64
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 from tfinv import page
 
@@ -61,6 +62,13 @@ def test_page_holds_its_images_and_fetches_nothing(tmp_path):
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text
     assert read.cells[:2] == ["network", "value"] and "0.5 ± 0.1" in read.cells[3]
+
+
+def test_an_image_may_have_any_name(tmp_path):
+    for name in ("zählen.png", "my digits.png", "100%.png"):
+        (tmp_path / name).write_bytes(name.encode())
+        (image,) = Reader(page.to_html(page.picture("A", Path(name)), tmp_path)).images
+        assert base64.b64decode(image["src"].split(",")[1]).decode() == name
 
 
 def test_table_leaves_out_empty_columns():

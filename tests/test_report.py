@@ -153,6 +153,7 @@ def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
         ("cnn_01", 0.9699, 0.9),
         ("cnn_02", 0.99, 0.4),
         ("cnn_bn_00", float("nan"), 0.5),
+        ("cnn_pool_00", 0.99, float("nan")),
     ):
         add_run(tmp_path, network(name), 0.5, Ptest=ptest, Pinv=pinv)
     results_page.render_results(tmp_path)
@@ -161,6 +162,7 @@ def test_leaderboard_is_by_pinv_among_the_able(tmp_path):
     assert [(row["place"], row["network"], row["Pinv"]) for row in rows] == [
         ("1", "cnn_02", "0.4000"),
         ("2", "cnn_00", "0.3000"),
+        ("3", "cnn_pool_00", "-"),
     ]
     assert "Below that: `cnn_01`, `cnn_bn_00`." in text
 
@@ -225,11 +227,14 @@ def test_a_run_that_went_on_elsewhere_says_so(tmp_path):
     folder = add_run(tmp_path, network("cnn_00"), 0.5)
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
     earlier = environment | {"processor": "older", "commit": "a" * 40, "modified": False}
-    environment |= {"commit": "b" * 40, "modified": False, "earlier": [earlier, dict(environment)]}
+    environment |= {"commit": "b" * 40, "modified": False}
+    environment |= {"earlier": [earlier, {**environment, "commit": None}, dict(environment), earlier]}
     (folder / runs.ENVIRONMENT).write_text(json.dumps(environment))
     row = report.command_row(summary.read(tmp_path / "results")[0])
-    assert row["device"] == "older, 2 cores; TensorFlow 2, then cpu, 2 cores; TensorFlow 2"
-    assert row["commit"] == f"`{'a' * 12}`, then -, then `{'b' * 12}`"
+    older, newer = (f"{name}, 2 cores; TensorFlow 2" for name in ("older", "cpu"))
+    assert row["device"] == f"{older}, then {newer}, then {older}, then {newer}"
+    first, last = f"`{'a' * 12}`", f"`{'b' * 12}`"
+    assert row["commit"] == f"{first}, then -, then {last}, then {first}, then {last}"
 
 
 def test_no_runs_are_named(tmp_path):

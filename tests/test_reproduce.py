@@ -1,6 +1,7 @@
 """A sweep repeats nothing that is done, goes on where it stopped, and loses nothing to a row that fails."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -125,6 +126,7 @@ def test_names_are_unique_and_each_budget_is_a_run():
         (["tyni"], "Expected one of tiny, all. Received: suite=tyni"),
         (["tiny", "--budget", "cup"], "smoke, cpu, article. Received: budget=cup"),
         (["tiny", "--budget", "smoke", "--publish", "docs"], "publish"),
+        (["tiny", "--publish", f"{__file__}/docs"], "not a writable folder"),
         (["tiny", "--seeds", "-1"], "seed=-1"),
         (["tiny", "--jobs", "0"], "jobs=0"),
         (["tiny", "--jobs", "2", "--ray", "local", "--storage", "sweep"], "--jobs is for this machine"),
@@ -180,10 +182,16 @@ def test_a_run_is_found_wherever_it_is_but_resumed_at_home_only(suite, tmp_path)
     assert known.seconds_an_epoch(longer.config) == 3.0
     assert known.seconds_an_epoch(runs.replace(config, batch_size=8)) is None
     # An option added later changes the digest; the configuration it stands for is the same.
-    pretend_run(tmp_path / "out" / "01234567" / config.run_id, longer.config, 1, done=False)
+    directory = tmp_path / "out" / "01234567" / config.run_id
+    pretend_run(directory, longer.config, 1, done=False)
+    values = json.loads((directory / runs.CONFIG).read_text())
+    del values["model"]["batch_normalization"], values["training"]["precision"]
+    (directory / runs.CONFIG).write_text(json.dumps(values))
+    (directory / runs.CHECKPOINT).touch()
     again = Catalogue(tmp_path / "out").find(longer.config)
     assert (again.epochs, again.directory.parent.name) == (1, "01234567")
     assert again.state == "interrupted after epoch 1"
+    runs.prepare(directory, longer.config, resume=True)
 
 
 @pytest.mark.parametrize("lost", [runs.MODEL, runs.INVARIANCE, runs.EXPORT, runs.HISTORY])

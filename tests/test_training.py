@@ -50,6 +50,17 @@ def train(digits, tmp_path, deterministic):
     return run
 
 
+def test_a_class_that_only_held_out_images_have_is_named_before_anything_is_written(digits_npz, tmp_path):
+    arrays = dict(np.load(digits_npz))
+    order = np.argsort(arrays["y_train"], kind="stable")
+    arrays |= {name: arrays[name][order] for name in ("x_train", "y_train")}
+    np.savez(tmp_path / "sorted.npz", **arrays)
+    config = dataclasses.replace(small_run(validation_fraction=0.2), dataset=str(tmp_path / "sorted.npz"))
+    with pytest.raises(UsageError, match=r"No training image of class 8\..*here 0.2 of them"):
+        experiment.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def state(directory):
     """Everything a checkpoint holds but the wall-clock times."""
     with np.load(directory / runs.CHECKPOINT) as stored:
@@ -308,7 +319,10 @@ def test_best_model_is_that_of_the_best_epoch(tmp_path, key, best_by):
     first = training.Checkpoint(tmp_path, model, "run", best_by)
     assert after_epochs(first, [(0, 3.0), (1, 1.0), (2, 2.0)]) == 1
     resumed = training.Checkpoint(tmp_path, model, "run", best_by)
+    (tmp_path / runs.HISTORY).unlink()
+    (tmp_path / runs.INVARIANCE).write_text("of fewer epochs")
     assert resumed.restore(model) == 3 and model.get_weights()[0] == 2
+    assert not (tmp_path / runs.INVARIANCE).exists()
     assert after_epochs(resumed, [(3, 1.5)]) == 1, "a resumed run forgot its best epoch"
     assert after_epochs(resumed, [(4, 0.5)]) == 4
 

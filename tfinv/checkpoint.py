@@ -75,7 +75,9 @@ class Checkpoint(keras.callbacks.Callback):
             variable.assign(value)
         self._history = history
         if self._team.chief and runs.epochs_of(self._directory) < len(history):
-            self._write_history()  # the process was killed after its checkpoint
+            # The process was killed after its checkpoint. What was made of fewer epochs goes first.
+            runs.remove_results(self._directory)
+            self._write_history()
         return len(history)
 
     def on_epoch_begin(self, epoch, logs=None):

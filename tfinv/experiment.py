@@ -70,6 +70,7 @@ def run(
     train = select(protocol, dataset, "train", config.training.validation_fraction, config.limit)
     if not len(train):
         raise UsageError(f"No training images are left of {dataset.name} under protocol {protocol.name}.")
+    _check_classes(train, config)
     _implementation(config)  # refuses one that is absent
     training.check(config, protocol, dataset.image_shape, len(test.class_names))
     training.check_team(config, protocol, dataset, team)
@@ -83,6 +84,22 @@ def run(
         runs.prepare(directory, config, overwrite, resume, models.extendable(config.model_name))
         _run(config, protocol, dataset, test, directory, team)
     return directory
+
+
+def _check_classes(train: Split, config: RunConfig) -> None:
+    """Raises UsageError if a class has no training image; says so if that is because of a limit."""
+    shown = set(np.unique(train.labels).tolist())
+    absent = [name for number, name in enumerate(train.class_names) if number not in shown]
+    if absent and config.limit is None:
+        raise UsageError(
+            f"No training image of class {', '.join(absent)}. Those held out are the last of the training "
+            f"images, here {config.training.validation_fraction:g} of them: shuffle images that are sorted "
+            "by class, or leave the class out by --excluded-classes."
+        )
+    if absent:
+        Console(stderr=True).print(
+            f"None of the first {config.limit} images is of class {', '.join(absent)}."
+        )
 
 
 def _run(

@@ -4,6 +4,7 @@ import base64
 import html
 import mimetypes
 import re
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class _Renderer(RendererHTML):
         token: Token = tokens[index]
         source = str(token.attrs["src"])
         kind = mimetypes.guess_type(source)[0] or "application/octet-stream"
-        data = base64.b64encode((self._folder / source).read_bytes()).decode()
+        data = base64.b64encode((self._folder / urllib.parse.unquote(source)).read_bytes()).decode()
         words = html.escape(token.content)
         return f'<img alt="{words}" loading="lazy" src="data:{kind};base64,{data}">'
 
@@ -113,6 +114,11 @@ class _Renderer(RendererHTML):
 
     def table_close(self, *_: Any) -> str:
         return "</table>\n</div>\n"
+
+
+def picture(words: str, path: Path | str) -> str:
+    """Returns the Markdown of an image, whose path may have any letters."""
+    return f"![{words}]({urllib.parse.quote(str(path))})\n"
 
 
 def _name(words: str) -> str:

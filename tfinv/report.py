@@ -1,5 +1,6 @@
 """Tables for people, made from result rows: for the terminal, and the rows of docs/results.md."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,7 +197,7 @@ def command_row(result: Result) -> dict[str, str]:
 
 def _successive(cells: Iterable[str]) -> str:
     """Returns what held for a run from its first epoch on, and where it went on differently."""
-    return ", then ".join(dict.fromkeys(cells))
+    return ", then ".join(cell for cell, _ in itertools.groupby(cells))
 
 
 def _device(environment: Mapping[str, Any]) -> str:

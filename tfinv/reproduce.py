@@ -67,6 +67,8 @@ def reproduce(
     if publish is not None and budget == "smoke":
         raise UsageError("Invalid value for publish. Expected a budget whose figures mean something.")
     check_writable(output)
+    if publish is not None:
+        check_writable(publish)
     count = 1 if budget == "smoke" else None
     configs = [
         (row, row.config(budget, seed)) for row in rows for seed in dict.fromkeys(seeds or row.seeds[:count])
@@ -93,8 +95,8 @@ def reproduce(
             choose(machines),
         )
         entries = [known.find(entry.config) for entry in entries]
-    _report([row for row, _ in configs], entries, publish or output / f"{suite}-{budget}", console)
     _complain(failures, console)
+    _report([row for row, _ in configs], entries, publish or output / f"{suite}-{budget}", console)
     return len(failures)
 
 

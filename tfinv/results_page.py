@@ -172,7 +172,7 @@ def _section(members: Sequence[Result]) -> Iterator[str]:
         yield f"### {report.leader_title(networks)}\n"
         yield page.table(leading)
         yield f"Below that: {', '.join(f'`{network}`' for network in below)}.\n" if below else ""
-    yield f"![The restricted classes against the parameter]({_figure(members[0].config)})\n"
+    yield page.picture("The restricted classes against the parameter", _figure(members[0].config))
     yield _PER_RUN[protocol.task]
     yield page.table(report.run_row(result) for network in networks for result in network.results)
     yield "### Commands and devices\n"
@@ -200,5 +200,7 @@ def _in_order(families: Mapping[str, str]) -> dict[str, str]:
 
 def _pictures(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if path.suffix in _PICTURES)
-    pictures = [f"![{Path(name).stem} of {folder.name}](results/{folder.name}/{name})\n" for name in names]
+    pictures = [
+        page.picture(f"{Path(name).stem} of {folder.name}", f"results/{folder.name}/{name}") for name in names
+    ]
     return "\n".join([f"### {folder.name}\n", *pictures]) if pictures else ""

@@ -17,7 +17,7 @@ from typing import Any
 
 import filelock
 
-from tfinv.config import RunConfig, to_json
+from tfinv.config import RunConfig, from_dict, to_json
 from tfinv.errors import UsageError
 from tfinv.files import remove_partial, replacing
 
@@ -69,6 +69,7 @@ def prepare(
         raise UsageError("Choose one of --overwrite and --resume.")
     if directory.is_dir():
         remove_partial(directory)
+        remove_partial(directory / FIGURES)
     if directory.exists() and any(directory.iterdir()):
         if not (directory / CONFIG).is_file():
             raise UsageError(f"Not a run directory, so it is left alone: {directory} (no {CONFIG})")
@@ -231,7 +232,11 @@ def remove_results(directory: Path) -> None:
 
 
 def _check_same(directory: Path, config: RunConfig, extendable: bool) -> None:
-    old, new = _flat(read_config(directory)), _flat(json.loads(to_json(config)))
+    stored = read_config(directory)
+    with contextlib.suppress(UsageError):  # of another network or version: then it differs
+        # An option that was added since has its default.
+        stored = json.loads(to_json(from_dict(RunConfig[type(config.model)], stored)))  # type: ignore[misc]
+    old, new = _flat(stored), _flat(json.loads(to_json(config)))
     differing = [
         f"{key} {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

@@ -5,6 +5,7 @@ trained network, that is over the random parameters of its test.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,14 +69,14 @@ class Network:
 
     def mean(self, *metrics: str) -> float:
         """Returns the mean over seeds, of several metrics that of their mean."""
-        return float(self._values(metrics).mean())
+        return float(self._values(metrics).mean(skipna=False))
 
     def spread(self, *metrics: str) -> float:
         """Returns the standard deviation over seeds of what `mean` averages, with n - 1; NaN for one seed."""
-        return float(self._values(metrics).std(ddof=1))
+        return float(self._values(metrics).std(ddof=1, skipna=False))
 
     def _values(self, metrics: tuple[str, ...]) -> pd.Series:
-        return pd.Series([result.values[list(metrics)].mean() for result in self.results])
+        return pd.Series([result.values[list(metrics)].mean(skipna=False) for result in self.results])
 
 
 def read(folder: Path) -> list[Result]:
@@ -151,9 +152,13 @@ def leaderboard(found: Sequence[Network]) -> tuple[list[Network], list[Network]]
     """Returns the networks with a Ptest of PTEST_TO_LEAD by descending Pinv, and those with less."""
     able = [network for network in found if network.mean("Ptest") >= PTEST_TO_LEAD]
     others = [network for network in found if network not in able]
-    return sorted(able, key=lambda network: -network.mean("Pinv")), others
+    return sorted(able, key=lambda network: _measured_first(-network.mean("Pinv"))), others
 
 
 def by_error(found: Sequence[Network], errors: Sequence[str]) -> list[Network]:
     """Returns the networks by the mean of some metrics, the smallest first."""
-    return sorted(found, key=lambda network: network.mean(*errors))
+    return sorted(found, key=lambda network: _measured_first(network.mean(*errors)))
+
+
+def _measured_first(value: float) -> tuple[bool, float]:
+    return math.isnan(value), value

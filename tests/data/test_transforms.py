@@ -290,6 +290,10 @@ def test_shift_contains():
     shifts = np.array([[-5, 0], [0, 5], [0, 4], [-6, 0], [4, 4], [9, 9]], np.float32)
     assert shift.contains(shifts, -5, 5).tolist() == [True, False, True, False, True, False]
     assert shift.contains(np.array([[0, 0], [0, 1]]), 0, 0).tolist() == [True, False]
+    halves = shift.grid(2.5)[6:11]  # -5 to 5
+    for shifts in (halves, tf.constant(halves)):
+        assert np.array(shift.contains(shifts, -5, 6)).tolist() == [True, False, True, False, True]
+    assert shift.comparable(halves).tolist() == [True, False, True, False, True]
 
 
 def test_codes():
@@ -363,7 +367,8 @@ def test_conformance(module):
     codes = module.code(tf.constant(finest)).numpy()
     assert len(np.unique(codes, axis=0)) == len(finest) and np.abs(codes).max() <= 1.0
     assert module.comparable(finest).dtype == bool and module.comparable(finest).shape == (len(finest),)
-    assert module.comparable(finest).mean() > 0.8
+    # Those that blur less are few; or most, and others are between pixels.
+    assert max(module.comparable(module.grid(step)).mean() for step in (0.1, 1.0)) > 0.8
 
     images = random_images(6, 8, 7, 3)
     transformed = module.apply(images, parameters, fill_value=0.5)

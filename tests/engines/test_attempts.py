@@ -146,6 +146,19 @@ def test_trouble_with_the_storage_fails_the_run_alone(finish):
     assert failure.reason == "PermissionError: no way" and len(attempts) == 1
 
 
+def test_a_storage_that_is_away_when_a_run_ends_fails_that_run_alone(finish, monkeypatch):
+    def away(*_):
+        raise ConnectionError("no way")
+
+    def work(job):
+        for name in ("restore", "progress"):
+            monkeypatch.setattr(Storage, name, away)
+        return Outcome(0, "", "node-7")
+
+    [(_, failure)], _, _ = finish(work)
+    assert "could not be fetched" in failure.reason and failure.tail == ("ConnectionError('no way')",)
+
+
 def test_results_that_nobody_sees_are_a_failure(finish):
     [(_, failure)], _, _ = finish(lambda job: Outcome(0, "", "node-7"))
     assert "not in the storage" in failure.reason and "do all machines" in failure.tail[0]

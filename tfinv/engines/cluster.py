@@ -139,7 +139,10 @@ class RayEngine:
 
     def _collect(self, entry: Entry, key: str) -> Failure | None:
         """Brings the run directory from the storage to this machine."""
-        self._storage.restore(key, entry.directory)
+        try:
+            self._storage.restore(key, entry.directory)
+        except Exception as error:  # each file system has its own; the other runs go on
+            return Failure.of(entry, "its results could not be fetched from the storage", repr(error))
         if catalogue.is_finished(entry.directory, entry.config):
             return None
         where = f"{self._storage.url}/{key}"
@@ -149,7 +152,7 @@ class RayEngine:
     def _show(self, tasks: Sequence[_Task], watcher: Watcher) -> None:
         try:
             stored = self._storage.progress()
-        except OSError:  # what passes by is not worth a sweep; what stays, the runs complain about
+        except Exception:  # what passes by is not worth a sweep; what stays, the runs complain about
             return
         for task in tasks:
             now, before = stored.get(task.job.key, Progress()), task.shown

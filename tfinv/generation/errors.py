@@ -43,7 +43,7 @@ class Renderer:
         self._model = model
         self._protocol = protocol
         self._code = get_transform(protocol.transformation).code
-        self._parts = _parts_of(model)
+        self._parts = None if protocol.upright else _parts_of(model)
         self.traceable = isinstance(model, keras.Model) or hasattr(model, "tfinv_signature")
 
     def features(self, images: tf.Tensor) -> tf.Tensor:
