@@ -2,7 +2,7 @@
 
 import keras
 
-from tfinv.ops import runs_fused
+from tfinv.ops import Implementation, runs_fused
 
 
 class MayRunFusedOp:
@@ -11,7 +11,7 @@ class MayRunFusedOp:
     Keras asks for `supports_jit` in `compile`, which may come before the layer is built.
     """
 
-    implementation: str
+    implementation: Implementation
     compute_dtype: str
 
     def runs_fused_op(self) -> bool:
