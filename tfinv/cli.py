@@ -131,6 +131,7 @@ def train_any(description: str, arguments: list[str] | None = None) -> None:
 def _train(model_name: str, default_preset: str, description: str, arguments: list[str]) -> None:
     from tfinv import distributed, experiment, imagination, models, training
     from tfinv.config import RunConfig
+    from tfinv.data import PROTOCOLS
 
     module = models.get_model(model_name)
     preset = _value_of("--preset", arguments) or default_preset
@@ -161,7 +162,9 @@ def _train(model_name: str, default_preset: str, description: str, arguments: li
         experiment.run(experiment.smoke(config) if smoke else config, output, overwrite, resume, team)
 
     presets = "\n".join(f"  {name}: {entry.description}" for name, entry in module.PRESETS.items())
-    parse(launch, f"{description}\n\nPresets:\n{presets}", arguments)
+    task = models.task_of(model_name)
+    protocols = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.task == task)
+    parse(launch, f"{description}\n\nPresets:\n{presets}\n\nProtocols: {protocols}", arguments)
 
 
 def parse(function: Callable[..., Any], description: str, arguments: list[str] | None = None) -> Any:
