@@ -46,9 +46,9 @@ ISA_FLAGS = {
 CUDA_COMPILE_FLAGS = (
     "-std=c++17 -O3 -DNDEBUG -DTFINV_WITH_CUDA -arch=all-major --threads=0 -Xcompiler -fPIC".split()  # noqa: SIM905
 )
+_HOW_TO_NVCC = "Set CUDA_HOME or install the extra cuda-build."
 # Before TensorFlow's own flags: its framework library exports a stub of the CUDA runtime, which would be
 # bound instead, and the library could then not be loaded where TensorFlow is built without CUDA.
-_HOW_TO_NVCC = "Set CUDA_HOME or install the extra cuda-build."
 CUDA_LINK_FLAGS = "-lcudart_static -ldl -lrt -lpthread -Wl,--exclude-libs,libcudart_static.a".split()  # noqa: SIM905
 
 

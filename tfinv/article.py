@@ -62,7 +62,7 @@ def sections(found: Sequence[Result]) -> Iterator[str]:
     if drawn:
         yield _CURVE
         yield page.table([_authors(), *(_errors(name, curve) for name, curve in drawn.items())])
-        yield f"![Error of rendered digits against the angle, the article's beside ours]({FIGURE})\n"
+        yield page.picture("Error of rendered digits against the angle, the article's beside ours", FIGURE)
     yield "### Pictures\n"
     yield page.table(
         {"the article shows": what, "ours, below": _runs(found, names, protocol, picture)}

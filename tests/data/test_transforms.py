@@ -290,10 +290,6 @@ def test_shift_contains():
     shifts = np.array([[-5, 0], [0, 5], [0, 4], [-6, 0], [4, 4], [9, 9]], np.float32)
     assert shift.contains(shifts, -5, 5).tolist() == [True, False, True, False, True, False]
     assert shift.contains(np.array([[0, 0], [0, 1]]), 0, 0).tolist() == [True, False]
-    halves = shift.grid(2.5)[6:11]  # -5 to 5
-    for shifts in (halves, tf.constant(halves)):
-        assert np.array(shift.contains(shifts, -5, 6)).tolist() == [True, False, True, False, True]
-    assert shift.comparable(halves).tolist() == [True, False, True, False, True]
 
 
 def test_codes():
@@ -320,6 +316,8 @@ def test_rotation_grid():
 def test_shift_grid():
     np.testing.assert_array_equal(shift.grid(8.0), np.array([[-16, -8, 0, 8, 16]]).T * [1, 1])
     assert shift.grid(1.0)[[0, -1]].tolist() == [[-20, -20], [19, 19]]
+    # Between pixels nothing was shown, and all is blurred.
+    assert shift.grid(2.5)[6:11, 0].tolist() == [-5, -3, 0, 2, 5] and len(shift.grid(0.1)) == 40
 
 
 # Conformance: walks the package, so that a new file is tested unedited
@@ -367,8 +365,7 @@ def test_conformance(module):
     codes = module.code(tf.constant(finest)).numpy()
     assert len(np.unique(codes, axis=0)) == len(finest) and np.abs(codes).max() <= 1.0
     assert module.comparable(finest).dtype == bool and module.comparable(finest).shape == (len(finest),)
-    # Those that blur less are few; or most, and others are between pixels.
-    assert max(module.comparable(module.grid(step)).mean() for step in (0.1, 1.0)) > 0.8
+    assert module.comparable(finest).mean() > 0.8
 
     images = random_images(6, 8, 7, 3)
     transformed = module.apply(images, parameters, fill_value=0.5)

@@ -43,19 +43,19 @@ def sample(uniforms: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 
 def grid(step: float) -> np.ndarray:
-    """Diagonal shifts dx = dy [M, 2] in [-20, 20): the multiples of `step` pixels."""
+    """Diagonal shifts dx = dy [M, 2] in [-20, 20): the multiples of `step` pixels, to the whole pixel below."""
     steps = _WIDEST / step
-    diagonal = (np.arange(-math.floor(steps + 1e-6), math.ceil(steps - 1e-6)) * step).astype(np.float32)
+    multiples = np.arange(-math.floor(steps + 1e-6), math.ceil(steps - 1e-6)) * step
+    diagonal = np.unique(np.floor(multiples + 1e-6)).astype(np.float32)
     return np.stack([diagonal, diagonal], axis=-1)
 
 
 def contains(parameters, low: float, high: float):
-    """Tells which shifts [M, 2] are whole and in the square [low, high)^2; if low = high, which equal it."""
-    given = tf.is_tensor(parameters)
-    parameters = parameters if given else np.asarray(parameters)
-    whole = parameters == (tf.round if given else np.round)(parameters)
-    inside = whole & ((parameters == low) | ((parameters > low) & (parameters < high)))
-    return tf.reduce_all(inside, axis=-1) if given else np.all(inside, axis=-1)
+    """Tells which shifts [M, 2] lie in the square [low, high)^2; if low = high, which equal it."""
+    if not tf.is_tensor(parameters):
+        parameters = np.asarray(parameters)
+    inside = (parameters == low) | ((parameters > low) & (parameters < high))
+    return tf.reduce_all(inside, axis=-1) if tf.is_tensor(parameters) else np.all(inside, axis=-1)
 
 
 def code(parameters: tf.Tensor) -> tf.Tensor:
@@ -64,5 +64,5 @@ def code(parameters: tf.Tensor) -> tf.Tensor:
 
 
 def comparable(parameters: np.ndarray) -> np.ndarray:
-    """Tells which shifts [M, 2] are whole, as most are: others blur."""
-    return np.all(parameters == np.round(parameters), axis=-1)
+    """Tells that all shifts [M, 2] are: they are whole, and blur nothing."""
+    return np.ones(len(parameters), bool)
