@@ -43,7 +43,7 @@ def sample(uniforms: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 
 def grid(step: float) -> np.ndarray:
-    """Diagonal shifts dx = dy [M, 2] in [-20, 20): the multiples of `step` pixels, to the whole pixel below."""
+    """Diagonal shifts dx = dy [M, 2] in [-20, 20): the whole pixels below the multiples of `step` pixels."""
     steps = _WIDEST / step
     multiples = np.arange(-math.floor(steps + 1e-6), math.ceil(steps - 1e-6)) * step
     diagonal = np.unique(np.floor(multiples + 1e-6)).astype(np.float32)
