@@ -22,6 +22,12 @@ ENVIRONMENT = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests go first: a worker that began one last would leave the others without work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def skip_without(items, marker: str, needed: tuple[str, ...], variable: str) -> None:
     """Skips the items with a marker if a module is missing, unless `variable` is 1: then they fail."""
     missing = [name for name in needed if importlib.util.find_spec(name) is None]

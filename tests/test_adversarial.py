@@ -222,6 +222,25 @@ def test_mixed_precision_keeps_the_critic_exact():
     assert np.isfinite(list(map(float, model.train_step(batch()).values()))).all()
 
 
+def test_half_precision_expects_no_scaled_loss():
+    with training.dtype_policy("mixed_float16"):
+        model = adversarial()
+    assert isinstance(model.optimizer, keras.optimizers.RMSprop)
+    before = model.decoder.get_weights()
+    assert np.isfinite(list(map(float, model.train_step(batch()).values()))).all()
+    # What a scaled loss was expected for would be lowered by 2^15, under the optimizer's epsilon.
+    moved = [np.abs(new - old).max() for new, old in zip(model.decoder.get_weights(), before, strict=True)]
+    assert min(moved) > 1e-4
+
+
+def test_article_preset_has_the_articles_critic():
+    network = models.build_generator("adversarial_autoencoder", (28, 28, 1), (28, 28, 1), 2, "article")
+    critic = models.objective("adversarial_autoencoder", network).model.critic
+    assert [layer.units for layer in critic.layers if hasattr(layer, "units")] == [1024, 1024, 1]
+    slopes = [layer.negative_slope for layer in critic.layers if hasattr(layer, "negative_slope")]
+    assert [round(float(slope), 6) for slope in slopes] == [0.1, 0.1]
+
+
 def test_held_out_images_are_rendered_as_the_network_does():
     model, (inputs, targets) = adversarial(), batch()
     expected = np.mean((np.asarray(model.network(inputs)["image"]) - targets["image"]) ** 2)

@@ -106,7 +106,18 @@ def test_comparison_has_a_panel_a_family_and_every_network_in_it(tmp_path):
     assert [legend.get_title().get_text() for legend in legends] == [f"family {index}" for index in range(4)]
     shown = [[text.get_text() for text in legend.get_texts()] for legend in legends]
     assert [name for names in shown for name in names] == list(curves)
-    for axes, names in zip(panels, shown, strict=True):
+    for index, (axes, names) in enumerate(zip(panels, shown, strict=True)):
+        # Of the panel's own networks, whose curves lie lower one by one; net_00 has three seeds.
+        (free,) = (line for line in axes.lines if line.get_linestyle() == "--")
+        lower = (
+            [0.0, 0.05, 0.1, 1 / 200, 2 / 200, 3 / 200]
+            if index == 0
+            else np.arange(4 * index, 4 * index + 4) / 200
+        )
+        rows = curve()
+        rows = rows[(rows.metric == "accuracy") & ~rows.label.isin(["3", "4"])]
+        expected = rows.groupby("parameter").value.mean() - np.mean(lower)
+        np.testing.assert_allclose(free.get_ydata(), expected)
         assert spans(axes)[0] == (-45, 45) and axes.get_xlim() == (-180, 180)
         lines = {line.get_label(): line for line in axes.lines}
         assert len({lines[name].get_color() for name in names}) == 4

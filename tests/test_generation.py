@@ -14,6 +14,7 @@ from tfinv.data.transforms import rotation
 from tfinv.errors import UsageError
 from tfinv.export import export_generator, is_generator, load_model
 from tfinv.generation import Renderer, evaluate_generation
+from tfinv.layers import RepeatCodes
 from tfinv.results import Provenance, to_frame
 
 ROTATE, UNSEEN = PROTOCOLS["rotate-49"], PROTOCOLS["shift-unseen"]
@@ -189,6 +190,26 @@ def test_models_that_do_not_fit_are_named(network, digits):
             "other", digits.x_train[:, :9, :9], digits.y_train, digits.x_test[:, :9, :9], digits.y_test
         )
         evaluate_generation(network, ROTATE, 60.0, other)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
+def test_steps_that_are_none_are_named(network, digits, step):
+    with pytest.raises(UsageError, match=f"step. Expected more than 0. Received: {step}"):
+        evaluate_generation(network, ROTATE, step, digits)
+
+
+def test_decoder_without_a_code_is_rendered_as_a_whole(digits):
+    """Where the encoder saw the code already."""
+    images, codes = keras.Input((12, 12, 1), name="image"), keras.Input((2,), name="code")
+    flat = keras.layers.Flatten()(images)
+    latents = keras.layers.Dense(3)(keras.layers.Concatenate()([flat, RepeatCodes()([codes, flat])]))
+    encoder = keras.Model([images, codes], latents, name="encoder")
+    latent = keras.Input((3,))
+    drawn = keras.layers.Reshape((12, 12, 1))(keras.layers.Dense(144, "tanh")(latent))
+    decoder = keras.Model(latent, drawn, name="decoder")
+    model = keras.Model({"image": images, "code": codes}, {"image": decoder(encoder([images, codes]))})
+    rows = evaluate_generation(model, ROTATE, 90.0, digits)
+    assert np.isfinite(rows.value[rows.metric == "mse"]).all()
 
 
 def test_few_images_and_points_are_no_crash(network, digits):

@@ -17,6 +17,9 @@ PAGE = ROOT / "docs" / "reuse_layers.md"
 BLOCK = re.compile(r"(?:<!-- file: (?P<path>\S+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     """Follows the page; returns what a reader has at its end."""

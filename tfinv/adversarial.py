@@ -75,8 +75,13 @@ class AdversarialTraining(keras.Model):
         self.further_optimizers: tuple[keras.optimizers.Optimizer, ...] = ()
 
     def compile(self, optimizer: keras.optimizers.Optimizer, **options: Any) -> None:
-        """Takes the optimizer of the reconstruction, and makes the critic's and the encoder's of its kind."""
-        super().compile(optimizer, jit_compile=options.get("jit_compile", False))
+        """Takes the optimizer of the reconstruction, and makes the critic's and the encoder's of its kind.
+
+        Losses and metrics are the model's own: those of `options` are not used.
+        """
+        kept = {name: options[name] for name in ("jit_compile", "run_eagerly") if name in options}
+        # Under float16 Keras's optimizer would expect gradients of a scaled loss.
+        super().compile(optimizer, auto_scale_loss=False, **{"jit_compile": False, **kept})
         kind, config = type(optimizer), optimizer.get_config()
         # By its own count of steps, the critic's would decay `critic_steps` times as fast.
         config["learning_rate"] = lambda: optimizer.learning_rate

@@ -20,6 +20,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FREE = "#555555"
 SHADE = "#F2E6C2"
+NEVER = "#D9D9D9"
 _TWO_LABELS = 22  # characters of a label of which two fit side by side over a panel
 # Of each task: the metric of its curves, what that is, and what it answers.
 _CURVES = {
@@ -77,9 +78,7 @@ def comparison(
     metric, quantity, question = _CURVES[protocol.task]
     restricted = {name: _restricted(tables, protocol, metric) for name, tables in curves.items()}
     everything = pd.concat([rows for tables in curves.values() for rows in tables])
-    values = everything[everything.metric == metric]
-    free = values[~values.label.isin(map(str, protocol.restricted_classes))]
-    free = free.groupby("parameter").value.mean()
+    shown = _free(everything, protocol, metric).groupby("parameter").in_training_range.any()
     panels = [family for family in dict.fromkeys(families.values()) if family in map(families.get, curves)]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -87,10 +86,16 @@ def comparison(
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, family in zip(grid, panels, strict=False):
         _background(axes, protocol)
-        axes.plot(free.index, free, color=FREE, linestyle="--", label="other classes, mean of all networks")
+        shade_never_shown(axes, ~shown)
+        members = [name for name in curves if families[name] == family]
+        free = pd.concat([_free(rows, protocol, metric) for name in members for rows in curves[name]])
+        free = free.groupby("parameter").value.mean()
+        axes.plot(
+            free.index, free, color=FREE, linestyle="--", label="other classes, mean of the panel's networks"
+        )
         for curve in restricted.values():
             axes.plot(curve.index, curve.mean(axis=1), color="#BBBBBB", linewidth=0.8, zorder=1)
-        for index, name in enumerate(name for name in curves if families[name] == family):
+        for index, name in enumerate(members):
             curve, style = restricted[name], _style(index)
             axes.fill_between(
                 curve.index, curve.min(axis=1), curve.max(axis=1), color=style["color"], alpha=0.3
@@ -127,7 +132,8 @@ def comparison(
             axes.tick_params(labelbottom=True)
         axes.tick_params(labelsize=7)
     figure.suptitle(f"{protocol.name}: {question.format(listed)} where it never saw them?", fontsize=11)
-    shared = [*grid[0].patches[:1], *(line for line in grid[0].lines if line.get_linestyle() == "--")]
+    labelled = zip(*grid[0].get_legend_handles_labels(), strict=True)
+    shared = [handle for handle, label in labelled if label not in curves]
     if len(panels) > 1:
         shared.append(Line2D([], [], color="#BBBBBB", linewidth=0.8, label="networks of the other panels"))
     figure.legend(handles=shared, loc="outside lower center", ncols=3, fontsize=8)
@@ -139,6 +145,12 @@ def _restricted(tables: Sequence[pd.DataFrame], protocol: Protocol, metric: str)
     labels = list(map(str, protocol.restricted_classes))
     seeds = [rows[(rows.metric == metric) & rows.label.isin(labels)] for rows in tables]
     return pd.concat([rows.groupby("parameter").value.mean() for rows in seeds], axis=1)
+
+
+def _free(rows: pd.DataFrame, protocol: Protocol, metric: str) -> pd.DataFrame:
+    """Returns the curves of a metric of the classes that are not restricted."""
+    chosen = (rows.metric == metric) & ~rows.label.isin(map(str, protocol.restricted_classes))
+    return rows[chosen].astype({"in_training_range": bool})
 
 
 def taken_for(rows: pd.DataFrame, protocol: Protocol) -> Figure:
@@ -219,6 +231,23 @@ def shade_training_range(axes: Axes, protocol: Protocol, label: str) -> None:
     """Shades the parameters at which training shows restricted classes."""
     for index, (low, high) in enumerate(_training_ranges(protocol)):
         axes.axvspan(low, high, color=SHADE, zorder=0, linewidth=0, label=None if index else label)
+
+
+def shade_never_shown(axes: Axes, mask: pd.Series) -> None:
+    """Shades the parameters that no class was shown.
+
+    Args:
+        axes: With the parameter on the horizontal axis.
+        mask: Whether a parameter is one of these, by the parameter.
+    """
+    # Each run of them from half a step before to half a step behind.
+    places = mask.index.to_numpy()
+    half = np.diff(places).min() / 2 if len(places) > 1 else 0.5
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask.to_numpy(), [False]])))
+    for number, (first, behind) in enumerate(edges.reshape(-1, 2)):
+        left, right = places[first] - half, places[behind - 1] + half
+        label = None if number else "never shown of any class"
+        axes.axvspan(left, right, color=NEVER, zorder=0, linewidth=0, label=label)
 
 
 def _chance(axes: Axes, rows: pd.DataFrame) -> None:

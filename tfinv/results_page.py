@@ -9,6 +9,7 @@ from pathlib import Path
 from tfinv import article, figures, generation, page, report, runs, suites, summary
 from tfinv.config import RunConfig, dataset_name
 from tfinv.data import PROTOCOLS, get_protocol
+from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 from tfinv.files import remove_partial, replacing
 from tfinv.summary import Result
@@ -36,9 +37,9 @@ A test's figure is the mean over passes of the whole test set with fresh random 
 """,
     "generation": """\
 The error of a class is the mean squared error of its rendered test images, pixels {} to {}, over the
-parameters of the sweep inside and outside the training range of that class; parameters at which resampling
-blurs nothing are left out. In the ratio no error counts less than {:.1e}, that of rounding pixels to the 256
-levels in which images are stored: below it a ratio compares roundings.
+parameters of the sweep inside and outside the training range of that class{}. In the ratio no error counts
+less than {:.1e}, that of rounding pixels to the 256 levels in which images are stored: below it a ratio
+compares roundings.
 """,
 }
 _PER_RUN = {
@@ -164,7 +165,10 @@ def _section(members: Sequence[Result]) -> Iterator[str]:
     # A section with a title compares choices, whose networks are one.
     leading, below = ([], []) if section[-1] else report.leaders(networks)
     yield f"## {_heading(section)}\n"
-    yield _MEASURED[protocol.task].format(*protocol.pixel_range, generation.resolution(protocol))
+    transform = get_transform(protocol.transformation)
+    all_alike = transform.comparable(transform.grid(protocol.grid_step)).all()
+    left_out = "" if all_alike else ",\nwithout those at which resampling blurs nothing"
+    yield _MEASURED[protocol.task].format(*protocol.pixel_range, left_out, generation.resolution(protocol))
     yield page.table(map(report.network_row, networks))
     if protocol.task == "recognition":
         yield f"Chance is {1 / _num_classes(members[0]):.4g}.\n"

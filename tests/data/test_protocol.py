@@ -61,6 +61,11 @@ def test_generation_protocols_are_the_articles():
     assert get_protocol("rotate-34").task == "recognition" and get_protocol("rotate-34").margin == 0
 
 
+def test_generators_have_one_range_of_pixels():
+    with pytest.raises(UsageError, match=r"pixels from -1 to 1.*Received: \(0.0, 1.0\)"):
+        dataclasses.replace(get_protocol("rotate-49"), pixel_range=(0.0, 1.0))
+
+
 @pytest.mark.parametrize("held_out", [(-20, 20), (-5, 5), (-50, 50)])
 def test_not_everything_can_be_held_out(held_out):
     with pytest.raises(UsageError, match=f"Nothing is left.*low={held_out[0]}"):

@@ -93,6 +93,13 @@ def read(maps, addresses):
     return np.einsum("nqij,nijc->nqc", weights, maps)
 
 
+def test_field_reads_no_maps_and_names_numbers_that_do_not_fit():
+    layer = field_of(np.zeros((2, 24)))
+    assert tuple(layer([tensor(IMAGES[:0]), tensor(np.zeros(0))]).shape) == (0, 4, 3, 2)
+    with pytest.raises(ValueError, match=r"divisor of the number of samples, 6\. Received: 4 codes"):
+        layer([tensor(IMAGES), tensor(np.zeros(4))])
+
+
 def test_addresses_are_an_affine_function_of_the_code_read_bilinearly():
     kernel = RANDOM.normal(size=(2, 24))
     layer = field_of(kernel)

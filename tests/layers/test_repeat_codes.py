@@ -20,6 +20,21 @@ def test_each_image_gets_the_code_of_its_group(groups):
     assert symbolic.shape == (None, 5)
 
 
+def test_no_samples_and_numbers_that_do_not_fit():
+    for codes, features in ((0, 0), (3, 0)):
+        found = RepeatCodes()([tensor(np.ones((codes, 5))), tensor(np.ones((features, 2)))])
+        assert tuple(found.shape) == (0, 5)
+    for codes in (4, 0):
+        with pytest.raises(ValueError, match=f"divisor of the number of samples, 6. Received: {codes} codes"):
+            RepeatCodes()([tensor(np.ones((codes, 5))), tensor(np.ones((6, 2)))])
+
+
+def test_codes_are_not_rounded():
+    codes = tensor(np.float32([[1 + 2**-20]]))
+    repeated = RepeatCodes(dtype="mixed_bfloat16")([codes, tensor(np.ones((2, 1)))])
+    np.testing.assert_array_equal(array(repeated), np.full((2, 1), 1 + 2**-20, np.float32))
+
+
 def test_a_code_gets_the_gradient_of_its_whole_group():
     layer, weights = RepeatCodes(), np.arange(12, dtype=np.float32).reshape(6, 2)
     features = tensor(np.ones((6, 4)))

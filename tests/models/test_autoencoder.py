@@ -37,8 +37,18 @@ def test_layers_are_the_articles(side, cells, filters):
     assert encoder.get_layer("latent").activation is keras.activations.linear
 
 
-def test_article_preset_trains_as_the_article_did():
-    training = models.get_preset("autoencoder", "article").training
+def test_colour_is_no_canvas():
+    grey, colour = (models.build_generator("autoencoder", (8, 8, 1), (8, 8, count), 2) for count in (1, 3))
+    filters = [
+        [layer.filters for layer in model.get_layer("decoder").layers if "conv" in layer.name]
+        for model in (grey, colour)
+    ]
+    assert filters == [[64, 1], [64, 3]]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "adversarial_autoencoder"])
+def test_article_preset_trains_as_the_article_did(name):
+    training = models.get_preset(name, "article").training
     assert (training.optimizer, training.learning_rate, training.batch_size) == ("rmsprop", 1e-3, 128)
     assert training.decay_rate == 1.0 and training.precision == "float32"
     steps = -(-60_000 // 128)

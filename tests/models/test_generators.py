@@ -23,6 +23,25 @@ SMALL = {
 NARROW = dict(encoder_filters=(2, 3), encoder_units=8, decoder_filters=2, control_units=(3,))
 
 
+def test_presets_have_the_sizes_of_the_authors_networks():
+    """Shapes of kernels by layer, of which the names are ours."""
+
+    def shapes(name, preset):
+        model = models.build_generator(name, (28, 28, 1), (28, 28, 1), 2, preset)
+        return [tuple(weight.shape) for weight in model.weights if len(weight.shape) > 1], model
+
+    kernels, _ = shapes("hypernet", "convolutional")
+    assert {(5, 5, 1, 10), (5, 5, 10, 20), (980, 200), (200, 200), (200, 980), (64, 200 * 200)} <= set(
+        kernels
+    )
+    kernels, model = shapes("hypernet", "address")
+    assert model.get_layer("encoder").output.shape == (None, 7, 7, 32) and (3, 7 * 7 * 2) in kernels
+    for preset, capsules in {"addressed": (128, 4), "digits": (20, 10)}.items():
+        kernels, model = shapes("generative_capsules", preset)
+        assert model.get_layer("encoder").output.shape == (None, *capsules)
+    assert {(256, 10), (20, 256)} <= set(kernels)  # a choice of ten, a pose of ten, and both together
+
+
 @pytest.fixture(params=SMALL, ids=" ".join, name="make")
 def make_fixture(request):
     """A function that builds a small variant, with its weights as training could have made them."""
@@ -181,5 +200,7 @@ def test_unknown_variants_are_named():
         models.build_generator("hypernet", (8, 8, 1), (8, 8, 1), 2, variant="cubic")
     with pytest.raises(UsageError, match=r"addressed, continuous, digits.*cubic"):
         models.build_generator("generative_capsules", (8, 8, 1), (8, 8, 1), 2, variant="cubic")
+    with pytest.raises(UsageError, match=r"for control\. Expected one of code, image\. Received: cod"):
+        models.build_generator("hypernet", (8, 8, 1), (8, 8, 1), 2, control="cod")
     with pytest.raises(UsageError, match=r"keeps channels.*\(8, 8, 3\)"):
         models.build_generator("hypernet", (8, 8, 1), (8, 8, 3), 2, "basic")

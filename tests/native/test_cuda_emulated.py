@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 
 CORE = ROOT / "custom_ops" / "core"
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 FLAGS = ["-std=c++17", "-O1", "-g1", "-Wall", "-Werror", "-fno-strict-aliasing"]
 # The pragmas are for nvcc. The state of the first step is not read, but g++ does not see it.
 FLAGS += ["-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]

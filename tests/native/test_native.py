@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 
 CORE = ROOT / "custom_ops" / "core"
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 # Instruction set, best last: the features it needs, as Linux and as g++ call them.
 FEATURES: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -33,7 +34,7 @@ FUZZ_PROBLEMS = 300
 
 def compile_flags(sanitizers: str = "", isa: str = "") -> list[str]:
     """The flags of every compilation here; `isa` is for the source that is compiled once for each."""
-    flags = ["-std=c++17", "-O1", "-g", "-pthread", f"-I{CORE}", f"-I{HERE}"]
+    flags = ["-std=c++17", "-O1", "-g1", "-pthread", f"-I{CORE}", f"-I{HERE}"]
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
     if sanitizers:
         flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]

@@ -64,7 +64,7 @@ class Protocol:
         restricted: Range of the restricted classes.
         excluded_classes: Labels (of the dataset) that are left out; the others are renumbered from 0.
         evaluations: Tests by name of their metric.
-        pixel_range: Values of a black and of a white pixel.
+        pixel_range: Values of a black and of a white pixel; -1 and 1 for generation.
         task: "recognition" of the transformed image, or its "generation" from the image and the parameter.
         upright: Generation reversed, also called compensation: the upright image is asked for, from the
             transformed one, whose parameter nobody tells.
@@ -89,6 +89,11 @@ class Protocol:
     grid_step: float = 5.0
 
     def __post_init__(self) -> None:
+        if self.task == "generation" and self.pixel_range != (-1.0, 1.0):
+            raise UsageError(
+                "Generators render pixels from -1 to 1. Expected pixel_range=(-1.0, 1.0) of a protocol for "
+                f"generation. Received: {self.pixel_range}"
+            )
         held_out = self.held_out
         for seen in (self.free, self.restricted):
             if held_out is not None and _covers(held_out, seen, get_transform(self.transformation).PERIOD):

@@ -52,5 +52,6 @@ def save_animation(
                     picture(cell, image, protocol, bool(inside))
                     if cell in grid[0]:
                         cell.set_title(name, fontsize=8, pad=3)
-            figure.suptitle(f"{np.ravel(parameter)[0]:g} {transform.UNIT}", fontsize=8, y=0.99)
+            what = f"{np.ravel(parameter)[0]:g} {transform.UNIT}{'' if inside else ', never shown'}"
+            figure.suptitle(what, fontsize=8, y=0.99)
             writer.grab_frame()

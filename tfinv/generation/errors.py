@@ -90,7 +90,10 @@ def _parts_of(model: Any) -> tuple[keras.Model, keras.Model] | None:
     if not (isinstance(model, keras.Model) and is_generator(model)):
         return None
     parts = {layer.name: layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
-    if set(parts) != {"encoder", "decoder"} or set(parts["decoder"].input) != {"latent", "code"}:
+    if set(parts) != {"encoder", "decoder"}:
+        return None
+    inputs = parts["decoder"].input
+    if not isinstance(inputs, dict) or set(inputs) != {"latent", "code"}:
         return None
     return parts["encoder"], parts["decoder"]
 
@@ -108,7 +111,8 @@ def evaluate_generation(
     Args:
         model: As for `Renderer`, or the path of a .keras file or SavedModel folder.
         protocol: Name or Protocol.
-        step: Distance of two grid points, in the unit of the transformation; the protocol's own if None.
+        step: Distance of two grid points, more than 0, in the unit of the transformation; the protocol's own
+            if None.
         data: Name, path of an .npz, or Dataset.
         limit: Use at most that many test images.
         provenance: First columns of the rows.
@@ -118,8 +122,11 @@ def evaluate_generation(
         parameter.
 
     Raises:
-        UsageError: If a name or path is unknown, or the model does not fit the images.
+        UsageError: If a name or path is unknown, the step is not positive, or the model does not fit the
+            images.
     """
+    if step is not None and not step > 0:
+        raise UsageError(f"Invalid value for step. Expected more than 0. Received: {step}")
     protocol = get_protocol(protocol)
     dataset = load_dataset(data) if isinstance(data, str) else data
     split = select(protocol, dataset, "test", limit=limit)

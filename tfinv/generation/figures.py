@@ -5,20 +5,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tfinv.data import Protocol, Split, seen_in_training
 from tfinv.data.transforms import get_transform
-from tfinv.figures import COLOURS, MARKERS, full_turn, shade_training_range, title
+from tfinv.figures import COLOURS, MARKERS, full_turn, shade_never_shown, shade_training_range, title
 from tfinv.generation.errors import Renderer
 from tfinv.pictures import Strip, picture_grid
 
-_NEVER = "#D9D9D9"
-
 
 def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
-    """Draws the error of each class against the parameter; restricted ones in colour, their range shaded."""
+    """Draws the error of each class against the parameter; restricted ones in colour, their range shaded.
+
+    Args:
+        rows: Of one run, from `evaluate_generation`.
+        protocol: Gives the ranges.
+
+    Returns:
+        A figure of one panel.
+    """
     table = rows[rows.metric == "mse"].pivot(index="parameter", columns="label", values="value")
     seen = rows[rows.metric == "mse"].pivot(index="parameter", columns="label", values="in_training_range")
     restricted = [str(label) for label in protocol.restricted_classes if str(label) in table.columns]
@@ -27,7 +32,8 @@ def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
     axes = figure.subplots()
     if restricted:
         shade_training_range(axes, protocol, f"training range of {' and '.join(restricted)}")
-    _shade_never_shown(axes, ~seen.astype(bool).any(axis=1))
+    if free:
+        shade_never_shown(axes, ~seen.astype(bool).any(axis=1))
     for index, label in enumerate(free):
         style = ("-", "--", ":", "-.")[index % 4]
         grey = str(0.35 + 0.35 * (index // 4) / max((len(free) - 1) // 4, 1))
@@ -59,17 +65,6 @@ def error_against_parameter(rows: pd.DataFrame, protocol: Protocol) -> Figure:
     return figure
 
 
-def _shade_never_shown(axes: Axes, mask: pd.Series) -> None:
-    """Shades each run of parameters where `mask` is true, from half a step before to half a step behind."""
-    places = mask.index.to_numpy()
-    half = np.diff(places).min() / 2 if len(places) > 1 else 0.5
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask.to_numpy(), [False]])))
-    for number, (first, behind) in enumerate(edges.reshape(-1, 2)):
-        left, right = places[first] - half, places[behind - 1] + half
-        label = None if number else "never shown of any class"
-        axes.axvspan(left, right, color=_NEVER, zorder=0, linewidth=0, label=label)
-
-
 def _sweep(protocol: Protocol) -> str:
     transform = get_transform(protocol.transformation)
     return f"{protocol.transformation}: {transform.SWEEP} [{transform.UNIT}]"
@@ -84,6 +79,9 @@ def panel(model: Any, split: Split, protocol: Protocol, parameters: np.ndarray, 
         protocol: Gives the transformation and the ranges.
         parameters: [M, *PARAMETER_SHAPE], one column each.
         images: Test images of each restricted class; one of the free class.
+
+    Returns:
+        A figure with a column a parameter, what the network never saw framed.
     """
     renderer, strips = Renderer(model, protocol), []
     for place in examples(split, images):
@@ -93,6 +91,8 @@ def panel(model: Any, split: Split, protocol: Protocol, parameters: np.ndarray, 
         for kind, shown in zip((beside_name(protocol), "rendered"), zip(*pairs, strict=True), strict=True):
             strips.append(Strip(shown, seen, f"{name}\n{kind}"))
     heading = f"{_sweep(protocol)}; framed in orange: never shown to the network of this class"
+    if protocol.upright:
+        heading += "; asked for is the image at 0"
     return picture_grid(strips, parameters, protocol, heading)
 
 

@@ -9,6 +9,7 @@ from keras import ops
 
 from tfinv.layers._bilinear import corners
 from tfinv.layers._checks import check_at_least_one
+from tfinv.layers._groups import group_size
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -23,10 +24,10 @@ class AddressField(keras.layers.Layer):
 
     Args:
         hidden_units: Widths of hidden dense layers (ReLU).
-        period: Period of a scalar parameter, which is then coded as its cosine and sine; None takes the
-            parameter, divided by `scale`, for the code.
-        scale: What a parameter without period is divided by.
-        output_size: Height and width of the output; those of the input if not given.
+        period: Period of a scalar parameter, above 0, which is then coded as its cosine and sine; None takes
+            the parameter, divided by `scale`, for the code.
+        scale: What a parameter without period is divided by, above 0.
+        output_size: Height and width of the output, at least 1; those of the input if not given.
         grid: Rows and columns, at least 2 each, of places spread evenly over the output at which the network
             gives addresses relative to the untrained ones; cells between follow their four neighbours
             bilinearly. A place for each cell if not given.
@@ -37,6 +38,11 @@ class AddressField(keras.layers.Layer):
 
     Output shape:
         Maps [N, H', W', C].
+
+    Raises:
+        ValueError: If an argument is out of its range, the maps' size is unknown, the parameters are of
+            another shape or, if periodic, more than one number each, or G does not divide N, where both are
+            known.
 
     Reference:
         Potapov et al. 2018, "HyperNets and their application to learning spatial transformations"
@@ -138,8 +144,8 @@ class AddressField(keras.layers.Layer):
         addresses = self.addresses(parameters, (height, width))
         groups, cells = ops.shape(addresses)[0], addresses.shape[1]
         rows = ops.reshape(ops.cast(maps, self.compute_dtype), (-1, channels))  # of all cells of all images
-        count = ops.shape(maps)[0]
-        first = ops.reshape(ops.arange(count) * (height * width), (groups, -1, 1))  # of each image
+        first = ops.arange(ops.shape(maps)[0]) * (height * width)  # of each image
+        first = ops.reshape(first, (groups, group_size(maps, parameters), 1))
         read = 0.0
         for index, weights in corners(addresses[..., 0], addresses[..., 1], height, width):
             index = first + ops.reshape(index, (groups, 1, cells))

@@ -20,7 +20,7 @@ class CapsuleCanvas(keras.layers.Layer):
     are computed in float32 at least, under any policy; the product is of the policy's precision.
 
     Args:
-        size: Height and width of the map.
+        size: Height and width of the map, at least 1.
 
     Input shape:
         List of positions [N, K, 2], row and column in cells from the centre of the map, and activations
@@ -28,6 +28,9 @@ class CapsuleCanvas(keras.layers.Layer):
 
     Output shape:
         Maps [N, H, W, C].
+
+    Raises:
+        ValueError: If size is below 1, or positions and activations are of other shapes.
 
     Reference:
         The bilinear kernel of Jaderberg et al. 2015, "Spatial Transformer Networks", equation 5, there for

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
+from tfinv.layers._groups import group_size
 
 
 @keras.saving.register_keras_serializable(package="tfinv")
@@ -39,6 +40,9 @@ class ControlledDense(keras.layers.Layer):
 
     Output shape:
         Values [N, ..., U].
+
+    Raises:
+        ValueError: If units or hidden_units are below 1, or G does not divide N, where both are known.
 
     Reference:
         Potapov et al. 2018, "HyperNets and their application to learning spatial transformations"
@@ -92,17 +96,14 @@ class ControlledDense(keras.layers.Layer):
 
     def call(self, inputs):
         values, codes = inputs
-        if None not in (values.shape[0], codes.shape[0]) and values.shape[0] % (codes.shape[0] or math.inf):
-            raise ValueError(
-                "Invalid number of codes. Expected a divisor of the number of samples, "
-                f"{values.shape[0]}. Received: {codes.shape[0]} codes"
-            )
         control = self._control(codes)  # [G, H]
-        groups = ops.shape(control)[0]
         # Without a -1, whose size nothing tells where there are no samples.
-        count = ops.shape(values)[0] * math.prod(values.shape[1:-1])
-        count //= max(groups, 1) if isinstance(groups, int) else ops.maximum(groups, 1)
-        rows = ops.reshape(ops.cast(values, self.compute_dtype), (groups, count, values.shape[-1]))
+        shape = (
+            ops.shape(codes)[0],
+            group_size(values, codes) * math.prod(values.shape[1:-1]),
+            values.shape[-1],
+        )
+        rows = ops.reshape(ops.cast(values, self.compute_dtype), shape)
         rows = ops.matmul(rows, ops.cast(self._kernels(control), self.compute_dtype))
         if self.use_bias:
             bias = ops.matmul(control, self._read(self.control_bias)) + self._read(self.bias)

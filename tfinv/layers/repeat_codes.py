@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tfinv.layers._groups import group_size
+
 
 @keras.saving.register_keras_serializable(package="tfinv")
 class RepeatCodes(keras.layers.Layer):
@@ -13,16 +15,22 @@ class RepeatCodes(keras.layers.Layer):
         N / G successive images.
 
     Output shape:
-        Codes [N, E].
+        Codes [N, E], of the type that they came in.
+
+    Raises:
+        ValueError: If G does not divide N, where both are known.
     """
+
+    def __init__(self, **kwargs):
+        # Half precision would round the codes.
+        super().__init__(**{"autocast": False, **kwargs})
 
     def call(self, inputs):
         codes, features = inputs
-        groups, size = ops.shape(codes)[0], codes.shape[-1]
         # From what each image brings along, because N / G is known to tensors only.
-        ones = ops.ones_like(ops.reshape(features, (ops.shape(features)[0], -1))[:, :1], dtype=codes.dtype)
-        ones = ops.reshape(ones, (groups, -1, 1))  # [G, N / G, 1]
-        return ops.reshape(ones * ops.expand_dims(codes, 1), (-1, size))
+        ones = ops.ones_like(features[(slice(None), *(0 for _ in features.shape[1:]))], dtype=codes.dtype)
+        ones = ops.reshape(ones, (ops.shape(codes)[0], group_size(features, codes), 1))
+        return ops.reshape(ones * ops.expand_dims(codes, 1), (-1, codes.shape[-1]))
 
     def compute_output_shape(self, input_shape):
         codes, features = input_shape

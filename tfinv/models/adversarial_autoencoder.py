@@ -30,7 +30,11 @@ class Config(autoencoder.Config):
 def build(
     config: Config, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int], code_size: int
 ) -> keras.Model:
-    """Builds the network, without its critic; see tfinv.models for the contract."""
+    """Builds the network, without its critic; see tfinv.models for the contract.
+
+    Raises:
+        UsageError: As `tfinv.models.autoencoder.build_decoder`.
+    """
     encoder = autoencoder.build_encoder(config, input_shape)
     decoder = autoencoder.build_decoder(config, input_shape, output_shape, code_size)
     return assembled(encoder, decoder, "adversarial_autoencoder")

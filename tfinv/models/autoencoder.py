@@ -39,7 +39,7 @@ class Config:
 def build(
     config: Config, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int], code_size: int
 ) -> keras.Model:
-    """Builds the network; see tfinv.models for the contract."""
+    """Builds the network; see tfinv.models for the contract, and `build_decoder` for what it raises."""
     encoder = build_encoder(config, input_shape)
     return assembled(encoder, build_decoder(config, input_shape, output_shape, code_size), "autoencoder")
 
@@ -59,8 +59,13 @@ def build_encoder(config: Config, input_shape: tuple[int, int, int]) -> keras.Mo
 def build_decoder(
     config: Config, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int], code_size: int
 ) -> keras.Model:
-    """Builds the network "decoder" from {"latent": [N, L], "code": [G, E]} to images [N, H', W', C]."""
-    widths = config.decoder_filters or ((256, 128) if output_shape > input_shape else (128, 64))
+    """Builds the network "decoder" from {"latent": [N, L], "code": [G, E]} to images [N, H', W', C] in -1..1.
+
+    Raises:
+        UsageError: If a side of the output cannot be halved once for each transposed convolution.
+    """
+    larger = any(out > given for out, given in zip(output_shape[:2], input_shape[:2], strict=True))
+    widths = config.decoder_filters or ((256, 128) if larger else (128, 64))
     scale = 2 ** len(widths)
     height, width, channels = output_shape
     if height % scale or width % scale:

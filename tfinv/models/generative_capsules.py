@@ -63,7 +63,11 @@ class Config:
 def build(
     config: Config, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int], code_size: int
 ) -> keras.Model:
-    """Builds the network; see tfinv.models for the contract. Latents are the poses of the capsules."""
+    """Builds the network; see tfinv.models for the contract. Latents are the poses of the capsules.
+
+    Raises:
+        UsageError: If variant is unknown.
+    """
     places = {"addressed": _addressed, "continuous": _continuous, "digits": _continuous}
     if config.variant not in places:
         raise UsageError(

@@ -60,12 +60,18 @@ class Config:
 def build(
     config: Config, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int], code_size: int
 ) -> keras.Model:
-    """Builds the network; see tfinv.models for the contract, and above for that of compensation."""
+    """Builds the network; see tfinv.models for the contract, and above for that of compensation.
+
+    Raises:
+        UsageError: If variant or control is unknown, or "basic" is to change the number of channels.
+    """
     parts = {"basic": _basic, "convolutional": _convolutional, "address": _address}
-    if config.variant not in parts:
-        raise UsageError(
-            f"Invalid value for variant. Expected one of {', '.join(parts)}. Received: {config.variant}"
-        )
+    choices = {"variant": tuple(parts), "control": ("code", "image")}
+    for name, known in choices.items():
+        if (value := getattr(config, name)) not in known:
+            raise UsageError(
+                f"Invalid value for {name}. Expected one of {', '.join(known)}. Received: {value}"
+            )
     encoder, decoder = parts[config.variant](config, input_shape, output_shape, code_size)
     if config.control == "code":
         return assembled(encoder, decoder, "hypernet")

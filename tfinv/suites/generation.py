@@ -6,7 +6,7 @@ from typing import Any
 from tfinv import models
 from tfinv.suites._experiment import Experiment
 
-_PICTURES = ("animation.gif", "panel.png")
+_PICTURES = ("animation.gif", "panel.png", "errors.png")
 
 _AUTOENCODER = ("autoencoder", "article", "Autoencoders")
 _ADVERSARIAL = ("adversarial_autoencoder", "article", "Autoencoders")
@@ -40,6 +40,8 @@ def _budget(protocol: str, network: tuple[str, str, str]) -> dict[str, Any]:
         return {"epochs": 30, "decay_rate": 0.9}
     if network == _ADVERSARIAL:
         return {**_NARROW, "epochs": 45, "decay_rate": 0.93}
+    if network[0] == "address_generator":
+        return {"curve_images": None}
     if network == _CAPSULES and protocol != "rotate-49":
         return {"learning_rate": 1e-3}  # at twice that they draw nothing but black on the canvas
     return {}
