@@ -18,10 +18,12 @@ import pandas as pd
 # Where tracked runs are, the first that has one of a name.
 FOLDERS = ("docs/results", "docs/generation", "saved_models/reference")
 TABLES = ("invariance.csv", "summary.csv")
-# Two decimals or more, a power of ten, or per cent: accuracies and errors. Not "Python 3.11".
+# Decimals, a power of ten, or per cent: accuracies, errors, ratios and times. Not "Python 3.11" and
+# "Apache-2.0", nor the ends of a range, "±0.3".
 _FIGURE = re.compile(
-    r"(?<![\w.])(?<!Python )(?P<number>\d*\.\d{2,}(?:e-?\d+)?|\d+(?:\.\d+)?e-?\d+|\d+(?:\.\d+)?(?= ?%))"
-    r"(?P<percent> ?%)?(?![\w])(?!\.\d)"
+    r"(?<![\w.±])(?<![A-Za-z]-)(?<!Python )"
+    r"(?P<number>\d*\.\d+(?:[eE][+-]?\d+)?|\d+(?:\.\d+)?[eE][+-]?\d+|\d+(?:\.\d+)?(?=[ \u00a0]?%| per ?cent))"
+    r"(?P<percent>[ \u00a0]?%| per ?cent)?(?!\w)(?!\.\d)"
 )
 _SOURCE = re.compile(r"\s*<!-- (?P<kind>run|table|no result): (?P<rest>.*?) -->", re.DOTALL)
 # Not prose: blocks of code, code in a line, targets of links.
@@ -59,9 +61,10 @@ def claims(text: str) -> Iterator[Claim]:
 
 def agrees(shown: str, value: float) -> bool:
     """Returns whether a figure is that value, rounded to the digits it shows."""
-    if shown.endswith("%"):
-        shown, value = shown.rstrip("% "), value * 100
-    mantissa, _, exponent = shown.partition("e")
+    number = shown.rstrip("% \u00a0percnt")
+    if number != shown:
+        shown, value = number, value * 100
+    mantissa, _, exponent = shown.lower().partition("e")
     unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
     return abs(float(shown) - value) <= 0.5 * unit * (1 + 1e-6)
 

@@ -31,6 +31,21 @@ def test_every_network_of_the_article_has_a_row_and_ours_is_the_longest_trained(
     assert rows[1]["Pinv (ours)"] == rows[1]["seeds"] == "-", "nothing is made up for what was not run"
 
 
+def test_errors_are_those_of_the_authors_file():
+    """As docs of the reference have them: of digits 3, 4 and 9, by the angle."""
+    authors = {
+        0: ".055 .045 .038",
+        -65: ".054 .068 .051",
+        -79: ".053 .090 .059",
+        -115: ".053 .109 .068",
+        -165: ".053 .110 .074",
+    }
+    expected = {
+        angle: dict(zip("349", map(float, text.split()), strict=True)) for angle, text in authors.items()
+    }
+    assert expected == article._ERRORS
+
+
 def add_curve(docs, value, grid, **options):
     """A generator with the same error of 3, 4 and 9 at each angle of a grid."""
     folder = add_generator(docs, "autoencoder", 0.1, **options)

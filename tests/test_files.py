@@ -42,6 +42,29 @@ def test_folder_is_replaced_and_nothing_stays_beside_it(folder, tmp_path):
     assert contents(tmp_path) == ["out", "out/new"]
 
 
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_the_new_one_is_on_the_disk_before_it_gets_the_name(folder, tmp_path, monkeypatch, what):
+    events, rename, sync = [], os.replace, os.fsync
+
+    def note_sync(descriptor):
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def note_rename(source, target):
+        events.append("renamed")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    if what == "folder":
+        replace(folder)
+        assert {"new"} < set(events[:2]) and events[2:] == ["renamed", "renamed", tmp_path.name]
+    else:
+        with replacing(tmp_path / "file.txt") as partial:
+            partial.write_text("x")
+        assert events[0].endswith("-file.txt") and events[1:] == ["renamed", tmp_path.name]
+
+
 def test_interrupted_between_its_renames_the_old_folder_is_back(folder, tmp_path, monkeypatch):
     fail_at_second_rename(monkeypatch)
     with pytest.raises(OSError, match="interrupted"):

@@ -56,8 +56,8 @@ class Catalogue:
                 for path in sorted(folder.glob(pattern)):
                     try:
                         self._known.append((models.read_run_config(path.parent), path.parent))
-                    except UsageError:
-                        continue  # of another version, or no run at all
+                    except (UsageError, OSError, TypeError, ValueError):
+                        continue  # of another version, unreadable, or no run at all
 
     def find(self, config: RunConfig) -> Entry:
         """Returns the run of a configuration, a finished one if there is any."""
@@ -90,8 +90,7 @@ def is_finished(directory: Path, config: RunConfig) -> bool:
 
 
 def _history(directory: Path) -> pd.DataFrame:
-    path = directory / runs.HISTORY
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return pd.read_csv(directory / runs.HISTORY) if runs.epochs_of(directory) else pd.DataFrame()
 
 
 def _costs(config: RunConfig) -> tuple:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from tfinv.data import Protocol
 from tfinv.data.transforms import get_transform
+from tfinv.files import replacing
 
 # Okabe and Ito's colours, told apart by the colour-blind; line style and marker repeat the distinction.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -204,8 +205,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG and closes nothing: no global state is involved."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"savefig.facecolor": "white"}):
-        figure.savefig(path, dpi=150)
+    with replacing(path) as partial, matplotlib.rc_context({"savefig.facecolor": "white"}):
+        figure.savefig(partial, dpi=150)
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Replacing files and folders, so that neither a kill nor a full disk costs the old one."""
+"""Replacing files and folders, so that neither a kill, a full disk nor a loss of power costs the old one."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -31,9 +32,11 @@ def replacing(path: Path) -> Iterator[Path]:
     partial, old = (path.with_name(f"{unique}{part}-{path.name}") for part in ("", ".old"))
     try:
         yield partial
+        _sync(partial)
         if partial.is_dir() and path.is_dir():
             os.replace(path, old)  # a folder cannot be renamed onto a full one
         os.replace(partial, path)
+        _sync_one(path.parent)
     finally:
         _put_back(old, path)
         _remove(partial)
@@ -55,6 +58,23 @@ def remove_partial(directory: Path, name: str | None = None) -> None:
             if found[1]:
                 _put_back(left, left.with_name(found[2]))
             _remove(left)
+
+
+def _sync(path: Path) -> None:
+    """Has the disk hold a file or folder: a rename that outlives a loss of power must not name less."""
+    for part in (path, *(path.rglob("*") if path.is_dir() else ())):
+        _sync_one(part)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _put_back(old: Path, path: Path) -> None:

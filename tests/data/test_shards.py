@@ -21,6 +21,7 @@ from tfinv.data import (
     make_pairs,
     pipeline,
     select,
+    stored,
     write_shards,
 )
 from tfinv.data.conversion import convert
@@ -102,6 +103,14 @@ def test_selection_reads_what_indexing_an_array_gives(digits, on_disk):
         np.testing.assert_array_equal(chosen[key], expected[key])
     np.testing.assert_array_equal(images[mask], expected)
     np.testing.assert_array_equal(chosen.take(np.array([4, 2]))[:], expected[[4, 2]])
+
+
+def test_few_files_are_open_however_many_there_are(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "_OPEN_SHARDS", 3)
+    images = sharded(digits, tmp_path / "digits", shard_size=10).x_train
+    for places in (np.arange(120), np.arange(119, -1, -7)):
+        np.testing.assert_array_equal(images[places], digits.x_train[places])
+        assert len(images._readers) == 3
 
 
 def test_evaluations_are_those_in_memory(digits, on_disk):

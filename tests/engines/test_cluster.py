@@ -220,6 +220,7 @@ def call(monkeypatch, capsys, tmp_path, digits_npz, *arguments):
         (["--gpus-per-run", "1"], "need --ray"),
         (["--ray", "auto", "--storage", "s", "--cpus-per-run", "0"], "cpus_per_run=0"),
         (["--ray", "auto", "--storage", "s", "--gpus-per-run", "-1"], "gpus_per_run=-1"),
+        (["--ray", "auto", "--storage", "s", "--gpus-per-run", "1.5"], "a whole number. Received: 1.5"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, digits_npz, arguments, message):

@@ -78,6 +78,34 @@ def test_a_storage_that_is_away_for_a_while_costs_nothing(pretend, tmp_path, mon
     )
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["begin", "restore", "save"])
+def test_a_storage_that_is_away_at_the_beginning_or_the_end_is_waited_for(
+    pretend, tmp_path, monkeypatch, name
+):
+    waits, working = [], getattr(Storage, name)
+
+    def away(*arguments, **options):
+        raise ConnectionError("away")
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            monkeypatch.setattr(Storage, name, working)
+
+    monkeypatch.setattr(Storage, name, away)
+    monkeypatch.setattr(node.time, "sleep", wait)
+    pretend(2)
+    assert node.work(job(tmp_path)).code == 0
+    assert waits == list(node._WAITS[:2])
+    assert Storage(str(tmp_path / "storage")).progress()[KEY].finished
+
+    monkeypatch.setattr(Storage, name, away)
+    with pytest.raises(ConnectionError, match="away"):
+        node.work(job(tmp_path, key=f"1{KEY[1:]}"))
+    assert waits[2:] == list(node._WAITS)
+
+
 def test_another_version_is_refused(tmp_path):
     outcome = node.work(job(tmp_path, version="0.0.0"))
     assert outcome.code == 2 and "the sweep is by 0.0.0" in outcome.said

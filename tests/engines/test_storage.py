@@ -102,6 +102,15 @@ def test_the_checkpoint_is_never_ahead_of_the_rest(storage, tmp_path, monkeypatc
     }
 
 
+@pytest.mark.ray
+def test_a_host_stays_in_the_url(tmp_path, monkeypatch):
+    """It is no part of the paths of its file system, from which the URL cannot be made again."""
+    url = "webhdfs://namenode:9870/user/sweep"
+    assert Storage(url).url == url
+    monkeypatch.chdir(tmp_path)
+    assert Storage("states").url == f"file://{tmp_path}/states"
+
+
 @pytest.mark.parametrize(
     ("url", "message"), [("nosuch://bucket", "nosuch"), ("/proc/nothing", "Cannot write to --storage")]
 )

@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from tfinv.errors import UsageError, one_line
 
+# Files that are open at once: half of what a process may have, as a rule.
+_OPEN_SHARDS = 512
+
 
 class StoredImages:
     """Images [N, H, W, C] in shards of array_record files, read by index.
@@ -94,9 +97,11 @@ class StoredImages:
     def _records(self, shard: int, indices: list[int]) -> np.ndarray:
         path = self._shards[shard]
         try:
-            if shard not in self._readers:
-                self._readers[shard] = open_shard(path)
-            content = b"".join(self._readers[shard].read(indices))
+            reader = self._readers.get(shard) or open_shard(path)
+            self._readers[shard] = reader
+            while len(self._readers) > _OPEN_SHARDS:  # whoever reads from the one opened first keeps it
+                self._readers.pop(next(iter(self._readers)), None)
+            content = b"".join(reader.read(indices))
             return np.frombuffer(content, self.dtype).reshape(len(indices), *self.shape[1:])
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             reason = one_line(error)[:160]

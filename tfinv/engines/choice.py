@@ -30,6 +30,11 @@ class Machines:
         check_range("jobs", self.jobs, low=1)
         check_range("cpus_per_run", self.cpus_per_run, low=0.01)
         check_range("gpus_per_run", self.gpus_per_run, low=0.0)
+        if self.gpus_per_run > 1 and not self.gpus_per_run.is_integer():
+            raise UsageError(
+                "Invalid value for gpus_per_run. Expected a part of one GPU, or a whole number. "
+                f"Received: {self.gpus_per_run}"
+            )
         if self.ray is None and (self.storage, self.cpus_per_run, self.gpus_per_run) != (None, 1.0, 0.0):
             raise UsageError("--storage, --cpus-per-run and --gpus-per-run need --ray.")
         if self.ray is not None and self.jobs != 1:

@@ -7,9 +7,10 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import tfinv
 from tfinv import runs
@@ -20,6 +21,9 @@ from tfinv.engines.storage import Storage
 _TAKEN_AWAY = (-signal.SIGKILL, -signal.SIGTERM)
 # What is returned of a log is its end.
 _LOG_BYTES = 1 << 20
+# Seconds between tries where a run cannot do without the storage: at its beginning and its end.
+_WAITS = (1.0, 5.0, 30.0, 120.0)
+_Returned = TypeVar("_Returned")
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,10 @@ def work(job: Job) -> Outcome:
     if job.version != tfinv.__version__:
         return Outcome(2, f"{where} has tfinv {tfinv.__version__}, the sweep is by {job.version}.", where)
     storage = Storage(job.storage)
-    storage.begin(job.key, job.attempt, where)
+    _patiently(lambda: storage.begin(job.key, job.attempt, where))
     with tempfile.TemporaryDirectory(prefix="tfinv-") as temporary:
         directory = Path(temporary, job.key)
-        state = storage.restore(job.key, directory)
+        state = _patiently(lambda: storage.restore(job.key, directory))
         if state is not None and state.finished:
             return Outcome(0, "", where)
         keeper = _Keeper(storage, job.key, directory)
@@ -85,8 +89,19 @@ def work(job: Job) -> Outcome:
             log.seek(max(0, log.seek(0, 2) - _LOG_BYTES))
             said = log.read().decode(errors="replace") + keeper.trouble
         if directory.is_dir():
-            storage.save(job.key, directory, runs.epochs_of(directory), finished=code == 0)
+            epochs = runs.epochs_of(directory)
+            _patiently(lambda: storage.save(job.key, directory, epochs, finished=code == 0))
         return Outcome(code, said, where)
+
+
+def _patiently(action: Callable[[], _Returned]) -> _Returned:
+    """Does something with the storage; if that is away, again until `_WAITS` are over."""
+    for wait in _WAITS:
+        try:
+            return action()
+        except Exception:  # each file system has its own
+            time.sleep(wait)
+    return action()
 
 
 class _Keeper:
@@ -99,7 +114,7 @@ class _Keeper:
         self.trouble = ""
 
     def look(self) -> None:
-        """Stores what is new; a storage that is away costs the run nothing, unless that lasts to its end."""
+        """Stores what is new; a storage that is away costs the run nothing, unless that outlasts it."""
         stamp = self._stamp()
         if stamp == self._stored or time.monotonic() < self._next_try:
             return

@@ -65,6 +65,9 @@ class Progress:
 class Storage:
     """A folder of states.
 
+    Attributes:
+        url: Where it is, for any process on any machine.
+
     Args:
         url: Path or fsspec URL, such as s3://bucket/folder.
 
@@ -82,11 +85,8 @@ class Storage:
         except (ImportError, ValueError) as error:
             raise UsageError(f"Invalid value for storage. {error} Received: storage={url}") from None
         self._root = self._root.rstrip("/")
-
-    @property
-    def url(self) -> str:
-        """The same for any working directory."""
-        return self._files.unstrip_protocol(self._root)
+        # A local path is made the same for any working directory. Of other URLs the root may lack the host.
+        self.url = self._files.unstrip_protocol(self._root) if "file" in self._protocols() else url
 
     def check(self) -> None:
         """Raises UsageError if it cannot be written to."""
@@ -170,9 +170,12 @@ class Storage:
         return None
 
     def _make(self, folder: str) -> None:
-        protocol = self._files.protocol
-        if not _OBJECT_STORES & {*([protocol] if isinstance(protocol, str) else protocol)}:
+        if not _OBJECT_STORES & self._protocols():
             self._files.makedirs(folder, exist_ok=True)
+
+    def _protocols(self) -> set[str]:
+        protocol = self._files.protocol
+        return {protocol} if isinstance(protocol, str) else {*protocol}
 
     def _names(self, key: str) -> set[str]:
         self._files.invalidate_cache()
