@@ -56,8 +56,9 @@ class BuildWithSources(build_py):
         # Of the environment that is installed into, which pip's build isolation hides.
         hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        # Not where the folder "tensorflow" of the sources would be found.
         found = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorflow') is None)"
-        if subprocess.run([sys.executable, "-c", found], env=environment, cwd=folder.parent).returncode:
+        if subprocess.run([sys.executable, "-c", found], env=environment, cwd=sys.prefix).returncode:
             print("TensorFlow is not installed yet: the first use of tfinv.ops compiles the fused ops.")
             return False
         command = [sys.executable, str(SOURCES / "build.py"), "tensorflow", "--output", str(folder)]

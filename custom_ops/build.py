@@ -159,9 +159,18 @@ def cache_folder() -> Path:
     """Returns where compiled libraries are kept: tfinv's cache, in which tfinv.data keeps datasets."""
     root = os.environ.get("TFINV_CACHE") or "~/.cache/tfinv"
     try:
-        return Path(root).expanduser() / "custom_ops"
+        return Path(root).expanduser().absolute() / "custom_ops"
     except RuntimeError:  # no home folder, as in some containers
-        return Path(tempfile.gettempdir()) / root.removeprefix("~/") / "custom_ops"
+        return _temporary_folder() / "custom_ops"
+
+
+def _temporary_folder() -> Path:
+    """Returns a folder of this user's own: a library that another one left there would be loaded."""
+    folder = Path(tempfile.gettempdir()) / f"tfinv-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise BuildError(f"{folder} is another user's. Set TFINV_CACHE to a folder of yours.")
+    return folder
 
 
 def facts_of(library: Path) -> dict:
@@ -337,6 +346,11 @@ def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: d
     _say(f"Built {library} in {seconds:.0f} s.")
 
 
+def _cores() -> int:
+    """Returns how many this process may use: each compiler takes some hundred MiB."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _compile_in(scratch: Path, library: Path, framework: Framework, toolchain: Toolchain) -> Path:
     steps = compile_steps(framework, toolchain)
     # The slow ones first, so that none is left alone at the end.
@@ -344,7 +358,7 @@ def _compile_in(scratch: Path, library: Path, framework: Framework, toolchain: T
         name: [*start, "-c", str(HERE / source), "-o", str(scratch / name)]
         for source, name, start in sorted(steps, key=lambda step: not step[0].endswith(".cu"))
     }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_cores()) as pool:
         results = dict(zip(commands, pool.map(_run, commands.values()), strict=True))
     log = [f"$ {shlex.join(commands[name])}\n{text}" for name, (_, text) in results.items()]
     failed = [text for code, text in results.values() if code]

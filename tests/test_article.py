@@ -79,9 +79,15 @@ def test_pictures_name_the_runs_that_have_them(tmp_path, picture):
     add_generator(tmp_path, "hypernet", 0.1, preset="address", pictures=["panel.png"])
     text = results_page.text(summary.read(tmp_path / "results"))
     rows = {row["the article shows"]: row.get("ours, below", "-") for row in table(text, "### Pictures")}
-    expected = "`autoencoder_quick-mnist-rotate-49-s0`" if picture == "panel.png" else "-"
-    assert rows["digits turned by autoencoders, expected beside rendered"] == expected
-    assert rows["digits shifted by autoencoders"] == "-"
+    name = "autoencoder_quick-mnist-rotate-49-s0"
+    shown = "digits turned by autoencoders, expected beside rendered"
+    if picture == "errors.png":
+        shown = "the error of each digit against the angle"
+    assert {what for what, ours in rows.items() if ours != "-"} == {shown}
+    assert rows[shown] == f"[`{name}`](#{name})"
+    results_page.render_results(tmp_path)
+    written = (tmp_path / "results.html").read_text()
+    assert f'<h3 id="{name}">' in written and f'href="#{name}"' in written
 
 
 def test_a_report_without_mnist_has_nothing_of_the_article(tmp_path):

@@ -57,7 +57,7 @@ def test_page_holds_its_images_and_fetches_nothing(tmp_path):
     assert image["alt"] == 'A figure, "quoted"'
     kind, data = image["src"].split(",")
     assert kind == "data:image/png;base64" and base64.b64decode(data) == b"\x89PNG anything"
-    assert read.links == [f"#{name}" for name in read.names] == ["#first-50-of-it", "#second"]
+    assert read.links == [f"#{name}" for name in read.names] == ["#first-50--of-it", "#second"]
     assert "<b>" not in text and "&lt;b&gt;no HTML" in text and "<title>A *report*</title>" in text
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text

@@ -29,6 +29,7 @@ _NEAR = 1.0
 _PICTURES = (
     ("digits decoded from capsules, upright and turned", ("capsnet",), "rotate-34", "reconstructions.png"),
     ("digits turned by autoencoders, expected beside rendered", _AUTOENCODERS, "rotate-49", "panel.png"),
+    ("the error of each digit against the angle", _AUTOENCODERS, "rotate-49", "errors.png"),
     ("4 and 9 at angles never shown of them", _AUTOENCODERS, "rotate-49", "animation.gif"),
     ("digits shifted by autoencoders", _AUTOENCODERS, "shift-49", "panel.png"),
     ("shifts never shown of any digit", _AUTOENCODERS, "shift-unseen", "panel.png"),
@@ -157,9 +158,9 @@ def _errors(name: str, curve: pd.DataFrame) -> dict[str, str]:
 
 
 def _runs(found: Sequence[Result], names: Sequence[str], protocol: str, picture: str) -> str:
-    """Returns the runs that have a picture, in words."""
+    """Returns the runs that have a picture, each a link to where it is shown."""
     having = [
-        f"`{result.folder.name}`"
+        f"[`{result.folder.name}`](#{page.anchor(result.folder.name)})"
         for result in found
         if result.config.model_name in names
         and result.config.protocol == protocol

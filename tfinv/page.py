@@ -77,11 +77,13 @@ def to_html(text: str, folder: Path) -> str:
         for index, token in enumerate(tokens)
         if token.type == "inline" and tokens[index - 1].type == "heading_open"
     ]
-    listed = []
+    listed, names = [], set[str]()
     for opening, words in headings:
-        if opening.tag == "h2":
-            name = _name(words)
+        name = anchor(words)
+        if opening.tag != "h1" and name not in names:  # "Every run" is many
             opening.attrSet("id", name)
+            names.add(name)
+        if opening.tag == "h2":
             listed.append(f'<li><a href="#{name}">{html.escape(words)}</a></li>')
     title = next((html.escape(words) for opening, words in headings if opening.tag == "h1"), "")
     body = _Renderer(folder).render(tokens, _PARSER.options, {})
@@ -121,6 +123,6 @@ def picture(words: str, path: Path | str) -> str:
     return f"![{words}]({urllib.parse.quote(str(path))})\n"
 
 
-def _name(words: str) -> str:
-    """Returns the fragment that a heading is found by."""
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+def anchor(words: str) -> str:
+    """Returns the fragment that a heading is found by, the same as on GitHub."""
+    return re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")

@@ -13,10 +13,10 @@
 namespace tfinv {
 
 constexpr size_t kKeptFrom = size_t{1} << 16;  // bytes; smaller blocks the allocator keeps itself
-constexpr size_t kKeptBytes = size_t{1} << 25;  // 32 MiB a process
+constexpr size_t kKeptBytes = size_t{3} << 24;  // 48 MiB a process: of a CapsNet's layer with a bias, backward
 
 // Blocks between two uses: fresh pages from the system cost as much as some of the passes that write them. Of the
-// blocks that are kept the oldest makes room.
+// blocks that are kept the oldest makes room; one that is larger than all may be is not kept.
 class KeptBlocks {
  public:
   // Never destroyed: a thread of the host framework may outlive the statics.
@@ -38,9 +38,9 @@ class KeptBlocks {
     return nullptr;
   }
 
-  void Give(float* data, size_t bytes) {
+  void Give(float* data, size_t bytes) noexcept {
     std::lock_guard<std::mutex> lock(mutex_);
-    blocks_.push_back({data, bytes});
+    if (bytes > kKeptBytes || !Append({data, bytes})) return std::free(data);
     for (kept_ += bytes; kept_ > kKeptBytes; blocks_.erase(blocks_.begin())) {
       kept_ -= blocks_.front().bytes;
       std::free(blocks_.front().data);
@@ -57,6 +57,15 @@ class KeptBlocks {
     float* data;
     size_t bytes;
   };
+  bool Append(Block block) noexcept {
+    try {
+      blocks_.push_back(block);
+      return true;
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+  }
+
   std::mutex mutex_;
   std::vector<Block> blocks_;  // the oldest first
   size_t kept_ = 0;

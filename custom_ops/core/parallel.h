@@ -62,7 +62,10 @@ inline void ParallelFor(const Executor& executor, int64_t count, std::function<v
       }
     }
   };
-  for (int64_t helper = 0; helper < helpers; ++helper) executor.schedule(work);
+  try {
+    for (int64_t helper = 0; helper < helpers; ++helper) executor.schedule(work);
+  } catch (...) {  // fewer helpers, then; those that were scheduled may be at work on the caller's data
+  }
   work();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->finished.wait(lock, [&] { return state->done.load() == state->count; });

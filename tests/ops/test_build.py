@@ -277,6 +277,30 @@ def test_cache_lies_beside_the_datasets(monkeypatch, tmp_path):
         assert load_build().cache_folder().parent == fetch.cache_path("mnist").parents[1]
 
 
+def test_without_a_home_the_cache_is_of_this_user_alone(monkeypatch, tmp_path):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TFINV_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    build = load_build()
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = build.cache_folder().parent
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    assert build.cache_folder().parent == folder
+    other = os.getuid() + 1
+    (tmp_path / f"tfinv-{other}").mkdir()
+    monkeypatch.setattr(build.os, "getuid", lambda: other)
+    with pytest.raises(build.BuildError, match=r"another user's\. Set TFINV_CACHE"):
+        build.cache_folder()
+
+
+def test_a_relative_cache_is_one_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFINV_CACHE", "cache")
+    assert load_build().cache_folder() == tmp_path / "cache" / "custom_ops"
+
+
 # CUDA
 
 

@@ -99,6 +99,26 @@ def test_logits_too_large_for_fractions_still_make_probabilities(variant, implem
     np.testing.assert_allclose(poses.reshape(3, 5, 4), votes[:, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", CHOICES)
+@pytest.mark.parametrize("variant", EM_VARIANTS)
+@pytest.mark.parametrize("level", [-1e6, -1e8])
+def test_a_parent_that_no_child_wants_has_the_gradient_of_a_mean(variant, implementation, level):
+    """With one iteration its pose is the mean of the votes for it, whatever the level."""
+    values = problem((3, 7, 5, 2))
+    values["bias"] = np.zeros((7, 5)) + level * (np.arange(5) == 2)
+    values["activations"][:] = 0.5
+    factors = np.random.default_rng(1).normal(size=(3, 2, 2)).astype(np.float32)
+
+    def score(*tensors):
+        given = dict(zip(values, tensors, strict=True))
+        return ops.sum(route(given, 1, variant, implementation=implementation)[0][:, 2] * factors)
+
+    found = dict(zip(values, gradients(score, *values.values()), strict=True))["poses"]
+    poses = values["poses"].reshape(3, 7, 2, 2)
+    expected = np.einsum("bpq,imq->bipm", factors, values["weights"].reshape(7, 5, 2, 2)[:, 2]) / 7
+    np.testing.assert_allclose(found.reshape(poses.shape), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_float32_stays_near_double_precision_at_every_scale(scale):
     values = problem((3, 17, 5, 4))

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from tests.backend import array, double_precision, gradients, numerical_gradients, tensor
+from tests.fused import CHOICES
 from tests.ops.em_oracle import WARM, expected_of, oracle, problem, route, route_votes
 from tfinv.ops import EM_VARIANTS, em_routing, em_routing_from_votes
 from tfinv.ops.em_reference import inverse_temperatures, summed_beta_u
@@ -359,3 +360,21 @@ def test_routing_of_symbolic_tensors_leaves_the_batch_open():
     shapes = {**EM_SHAPES, "poses": (None, 7, 2, 2), "activations": (None, 7)}
     found = em_routing(**{name: keras.KerasTensor(shape) for name, shape in shapes.items()})
     assert [tuple(part.shape) for part in found] == [(None, 5, 2, 2), (None, 5)]
+
+
+@pytest.mark.parametrize("implementation", CHOICES)
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+def test_whole_activations_make_activations_that_are_none(implementation, dtype):
+    """Of a mask, or of zeros and ones."""
+    values = problem((2, 5, 4, 2))
+    given = [tensor(values[name], "float32") for name in ("poses", "weights", "beta_u", "beta_a")]
+    whole = np.arange(10).reshape(2, 5) % 3 > 0
+
+    def routed(activations):
+        poses, *rest = given
+        return [array(part) for part in em_routing(poses, activations, *rest, implementation=implementation)]
+
+    found, expected = routed(tensor(whole, dtype)), routed(tensor(whole, "float32"))
+    for part, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(part, want)
+    assert 0.0 < found[1].max() < 1.0

@@ -235,6 +235,30 @@ def spec(*shape):
     return tf.TensorSpec(shape, tf.float32)
 
 
+def test_public_function_takes_sizes_that_are_not_known_yet():
+    random = np.random.default_rng(0)
+    poses, weights = random.normal(size=(2, 7, 4)), random.normal(size=(7, 5, 4, 6))
+    given = [tf.constant(values, tf.float32) for values in (poses, weights, np.zeros((7, 5)))]
+    signature = [spec(None, 7, 4), spec(None, None, None, None), spec(None, None)]
+
+    @tf.function(input_signature=signature)
+    def routed(poses, weights, bias):
+        return ops.dynamic_routing(poses, weights, 3, bias, implementation="fused")
+
+    expected = ops.dynamic_routing(*given[:2], 3, implementation="reference")
+    np.testing.assert_allclose(routed(*given), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"weights of known sizes.*\(None, None, None, None\)"):
+        tf.function(
+            lambda poses, weights: ops.dynamic_routing(poses, weights, implementation="reference"),
+            input_signature=signature[:2],
+        ).get_concrete_function()
+    with pytest.raises(ValueError, match="must agree in I and K"):
+        tf.function(
+            lambda poses, weights: ops.dynamic_routing(poses, weights, implementation="fused"),
+            input_signature=[spec(None, 7, 4), spec(8, None, None, None)],
+        ).get_concrete_function()
+
+
 def test_shapes_are_inferred_from_whatever_is_known():
     @tf.function(input_signature=[spec(None, None, 4), spec(7, None, None, 6), spec(None, 5)])
     def with_bias(poses, weights, bias):

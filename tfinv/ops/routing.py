@@ -8,7 +8,7 @@ import keras
 
 from tfinv.errors import UsageError
 from tfinv.ops import _library, em_reference, reference
-from tfinv.ops._checks import check_bias, check_poses_and_weights, check_rank
+from tfinv.ops._checks import check_bias, check_poses_and_weights, check_rank, differ
 from tfinv.ops._options import (
     EmVariant,
     Implementation,
@@ -75,7 +75,7 @@ def dynamic_routing(
 
     Args:
         poses: Child poses [B, I, K].
-        weights: Transformation matrices [I, J, K, D].
+        weights: Transformation matrices [I, J, K, D], of known sizes but for the fused op.
         num_iterations: Number of couplings, at least 1; the logits are updated one time fewer.
         bias: Initial routing logits [I, J] (log priors), or None for zeros.
         implementation: "auto", "reference" or "fused".
@@ -95,6 +95,11 @@ def dynamic_routing(
     check_bias(bias, weights.shape[0], weights.shape[1])
     if _takes_fused(implementation, poses, weights):
         return _library.fused_module().dynamic_routing(poses, weights, num_iterations, bias)
+    if None in weights.shape:
+        raise ValueError(
+            "The reference needs weights of known sizes; the fused op does not. "
+            f"Received: weights.shape={tuple(weights.shape)}"
+        )
     return reference.dynamic_routing(poses, weights, num_iterations, bias)
 
 
@@ -140,7 +145,8 @@ def em_routing(
 
     Args:
         poses: Child poses [B, I, P, P].
-        activations: Child activations [B, I] in [0, 1]; one below 1e-12 counts as 1e-12.
+        activations: Child activations [B, I] in [0, 1]; one below 1e-12 counts as 1e-12. Integers and
+            booleans are taken for floating point.
         weights: Transformation matrices [I, J, P, P].
         beta_u: Cost of describing a component: [J] for the same one for all components, or [J, P, P]
             or [J, P * P].
@@ -167,6 +173,7 @@ def em_routing(
     """
     check_rank("poses", poses, "[B, I, P, P]")
     check_rank("activations", activations, "[B, I]")
+    activations = _floating(activations)
     check_rank("weights", weights, "[I, J, P, P]")
     children, parents, size, _ = weights.shape
     if weights.shape[3] != size or any(
@@ -222,7 +229,8 @@ def em_routing_from_votes(
 
     Args:
         votes: Votes [B, I, J, H].
-        activations: Child activations [B, I] in [0, 1]; one below 1e-12 counts as 1e-12.
+        activations: Child activations [B, I] in [0, 1]; one below 1e-12 counts as 1e-12. Integers and
+            booleans are taken for floating point.
         beta_u: Cost of describing a component: [J] for the same one for all components, or [J, H].
         beta_a: Cost of not being active [J].
         num_iterations: Number of M-steps, at least 1; there is one E-step fewer.
@@ -241,6 +249,7 @@ def em_routing_from_votes(
     """
     check_rank("votes", votes, "[B, I, J, H]")
     check_rank("activations", activations, "[B, I]")
+    activations = _floating(activations)
     _, children, parents, components = votes.shape
     _check_em(votes, "votes", activations, beta_u, beta_a, parents, (components,))
     check_em_options(num_iterations, variant, final_inverse_temperature, variance_floor)
@@ -257,6 +266,12 @@ def em_routing_from_votes(
         final_inverse_temperature,
         variance_floor,
     )
+
+
+def _floating(values):
+    """Returns values as floating point: as an integer, an activation between 0 and 1 would be 0."""
+    floating = keras.backend.is_float_dtype(keras.backend.standardize_dtype(values.dtype))
+    return values if floating else keras.ops.cast(values, keras.backend.floatx())
 
 
 def _takes_fused(implementation: str, *tensors) -> bool:
@@ -277,10 +292,7 @@ def _check_votes_implementation(implementation: str) -> None:
 
 def _check_em(children, name, activations, beta_u, beta_a, parents, pose_shape) -> None:
     """Checks the children, named `name` and of shape [B, I, ...], and the betas, for parents of that pose."""
-    if any(
-        None not in pair and pair[0] != pair[1]
-        for pair in zip(activations.shape, children.shape[:2], strict=True)
-    ):
+    if differ(activations.shape, children.shape[:2]):
         raise ValueError(
             f"Arguments {name} and activations [B, I] must agree in B and I. "
             f"Received: {name}.shape={tuple(children.shape)}, activations.shape={tuple(activations.shape)}"

@@ -6,7 +6,11 @@ from typing import Any
 from tfinv import models
 from tfinv.suites._experiment import Experiment
 
-_PICTURES = ("animation.gif", "panel.png", "errors.png")
+_PICTURES = ("animation.gif", "panel.png")
+_ARTICLES_PICTURES = {
+    "autoencoder": (*_PICTURES, "errors.png"),
+    "adversarial_autoencoder": (*_PICTURES, "errors.png", "samples.png"),
+}
 
 _AUTOENCODER = ("autoencoder", "article", "Autoencoders")
 _ADVERSARIAL = ("adversarial_autoencoder", "article", "Autoencoders")
@@ -63,7 +67,7 @@ def _rendering(protocol: str, suffix: str, smoke_step: float, network: tuple[str
         _budget(protocol, network),
         smoke,
         changes,
-        pictures=(*_PICTURES, "samples.png") if network == _ADVERSARIAL else _PICTURES,
+        pictures=_ARTICLES_PICTURES.get(model, _PICTURES),
         suffix=suffix,
     )
 
