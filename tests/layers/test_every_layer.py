@@ -37,7 +37,7 @@ CASES = {
         [MAPS, POSES[:, 0]],
     ),
     "CapsuleCanvas": ("CapsuleCanvas", dict(size=(5, 8)), [POSES[..., :2], POSES]),
-    "RepeatCodes": ("RepeatCodes", {}, [LABELS[:, None] / np.float32(5), MAPS]),
+    "RepeatCodes": ("RepeatCodes", {}, [(LABELS[:, None] / 5).astype(np.float32), MAPS]),
     "ControlledDense": ("ControlledDense", dict(units=5), [POSES / 2, LABELS[:, None] / np.float32(5)]),
     "ControlledDense all": (
         "ControlledDense",
