@@ -167,8 +167,12 @@ def cache_folder() -> Path:
 def _temporary_folder() -> Path:
     """Returns a folder of this user's own: a library that another one left there would be loaded."""
     folder = Path(tempfile.gettempdir()) / f"tfinv-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.lstat().st_uid
+    except OSError as error:
+        raise BuildError(f"Cannot write {folder}: {error}. Set TFINV_CACHE to a writable folder.") from error
+    if owner != os.getuid():
         raise BuildError(f"{folder} is another user's. Set TFINV_CACHE to a folder of yours.")
     return folder
 

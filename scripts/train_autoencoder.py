@@ -7,8 +7,7 @@
 
 The run directory saved_models/<run> gets the model, its history, invariance.csv (the error of every digit at
 every parameter), figures, an animation and a SavedModel. Rotated, expect an error of 4 that is at least 1.5
-times as high outside its training range as within; shifts take more than the 5 epochs of "quick", after
-which all digits are blobs.
+times as high outside its training range as within; shifts take more than the 5 epochs of "quick".
 """
 
 import sys

@@ -173,8 +173,9 @@ def test_a_run_is_found_wherever_it_is_but_resumed_at_home_only(suite, tmp_path)
     pretend_run(tmp_path / "busy" / config.run_id, runs.replace(config, epochs=4), 2, done=False)
     (tmp_path / "else" / "broken").mkdir()
     (tmp_path / "else" / "broken" / runs.CONFIG).write_text("{")
-    (tmp_path / "else" / "foreign").mkdir()
-    (tmp_path / "else" / "foreign" / runs.CONFIG).write_text('{"model_name": "cnn", "model": 3}')
+    for name, model in {"foreign": "3", "listed": "[]"}.items():
+        (tmp_path / "else" / name).mkdir()
+        (tmp_path / "else" / name / runs.CONFIG).write_text(f'{{"model_name": "cnn", "model": {model}}}')
     known = Catalogue(tmp_path / "out", [tmp_path / "else", tmp_path / "busy", tmp_path / "nowhere"])
     found = known.find(config)
     assert (found.done, found.directory.parent, found.state) == (True, tmp_path / "else", "done")
@@ -194,8 +195,9 @@ def test_a_run_is_found_wherever_it_is_but_resumed_at_home_only(suite, tmp_path)
     assert (again.epochs, again.directory.parent.name) == (1, "01234567")
     assert again.state == "interrupted after epoch 1"
     runs.prepare(directory, longer.config, resume=True)
-    (directory / runs.HISTORY).write_text("")  # cut off
-    assert known.seconds_an_epoch(longer.config) == 3.0 and known.find(longer.config).epochs == 0
+    for cut_off in ("", "epoch\n1\n", "epoch,seconds\n1,2\n1,2,3,4\n"):
+        (directory / runs.HISTORY).write_text(cut_off)
+        assert Catalogue(tmp_path / "out").seconds_an_epoch(longer.config) is None
 
 
 @pytest.mark.parametrize("lost", [runs.MODEL, runs.INVARIANCE, runs.EXPORT, runs.HISTORY])

@@ -90,7 +90,11 @@ def is_finished(directory: Path, config: RunConfig) -> bool:
 
 
 def _history(directory: Path) -> pd.DataFrame:
-    return pd.read_csv(directory / runs.HISTORY) if runs.epochs_of(directory) else pd.DataFrame()
+    try:
+        history = pd.read_csv(directory / runs.HISTORY)
+    except (FileNotFoundError, ValueError):  # a foreign or cut-off one, too
+        return pd.DataFrame()
+    return history if "seconds" in history else pd.DataFrame()
 
 
 def _costs(config: RunConfig) -> tuple:

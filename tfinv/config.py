@@ -233,9 +233,13 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
     """Rebuilds a (nested, possibly generic) dataclass from what `to_json` wrote.
 
     Raises:
-        UsageError: If `values` has keys the dataclass does not know, or lacks required ones.
+        UsageError: If `values` is no dictionary, has keys the dataclass does not know, or lacks some.
     """
     origin = typing.get_origin(cls) or cls
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"Invalid value for {origin.__name__}. Expected names and values. Received: {values}"
+        )
     arguments = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(cls), strict=False))
     hints = typing.get_type_hints(origin)
     unknown = sorted(set(values) - set(hints))

@@ -63,7 +63,8 @@ def remove_partial(directory: Path, name: str | None = None) -> None:
 def _sync(path: Path) -> None:
     """Has the disk hold a file or folder: a rename that outlives a loss of power must not name less."""
     for part in (path, *(path.rglob("*") if path.is_dir() else ())):
-        _sync_one(part)
+        if not part.is_symlink():
+            _sync_one(part)
 
 
 def _sync_one(path: Path) -> None:

@@ -33,6 +33,8 @@ def test_codes_are_not_rounded():
     codes = tensor(np.float32([[1 + 2**-20]]))
     repeated = RepeatCodes(dtype="mixed_bfloat16")([codes, tensor(np.ones((2, 1)))])
     np.testing.assert_array_equal(array(repeated), np.full((2, 1), 1 + 2**-20, np.float32))
+    symbolic = RepeatCodes(dtype="mixed_bfloat16")([keras.Input((5,)), keras.Input((3, 2))])
+    assert symbolic.dtype == "float32"
 
 
 def test_a_code_gets_the_gradient_of_its_whole_group():

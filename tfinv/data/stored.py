@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from tfinv.errors import UsageError, one_line
 
-# Files that are open at once: half of what a process may have, as a rule.
-_OPEN_SHARDS = 512
+# Files of a split that are open at once: a quarter of what a process may have, as a rule.
+_OPEN_SHARDS = 256
 
 
 class StoredImages:
@@ -99,8 +99,9 @@ class StoredImages:
         try:
             reader = self._readers.get(shard) or open_shard(path)
             self._readers[shard] = reader
-            while len(self._readers) > _OPEN_SHARDS:  # whoever reads from the one opened first keeps it
-                self._readers.pop(next(iter(self._readers)), None)
+            # Whoever reads from one that is given up keeps it. A list, as other threads add some meanwhile.
+            for oldest in list(self._readers)[:-_OPEN_SHARDS]:
+                self._readers.pop(oldest, None)
             content = b"".join(reader.read(indices))
             return np.frombuffer(content, self.dtype).reshape(len(indices), *self.shape[1:])
         except (OSError, RuntimeError, ValueError, IndexError) as error:

@@ -24,13 +24,13 @@ class Machines:
     cpus_per_run: float = 1.0
     """CPUs that a run takes of a machine of the cluster, and threads of its operations."""
     gpus_per_run: float = 0.0
-    """GPUs that a run takes of a machine of the cluster; 0 hides them."""
+    """GPUs that a run takes of a machine of the cluster, a part of one or a whole number; 0 hides them."""
 
     def __post_init__(self) -> None:
         check_range("jobs", self.jobs, low=1)
         check_range("cpus_per_run", self.cpus_per_run, low=0.01)
         check_range("gpus_per_run", self.gpus_per_run, low=0.0)
-        if self.gpus_per_run > 1 and not self.gpus_per_run.is_integer():
+        if self.gpus_per_run > 1 and self.gpus_per_run % 1:
             raise UsageError(
                 "Invalid value for gpus_per_run. Expected a part of one GPU, or a whole number. "
                 f"Received: {self.gpus_per_run}"

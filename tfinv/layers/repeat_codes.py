@@ -32,6 +32,10 @@ class RepeatCodes(keras.layers.Layer):
         ones = ops.reshape(ones, (ops.shape(codes)[0], group_size(features, codes), 1))
         return ops.reshape(ones * ops.expand_dims(codes, 1), (-1, codes.shape[-1]))
 
+    def compute_output_spec(self, inputs):
+        codes, features = inputs
+        return keras.KerasTensor(self.compute_output_shape((codes.shape, features.shape)), codes.dtype)
+
     def compute_output_shape(self, input_shape):
         codes, features = input_shape
         return (features[0], codes[-1])
