@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.backend import BACKEND, array, gradients
+from tests.backend import BACKEND, array, gradients, tensor
 from tests.fused import CHOICES
 from tests.ops.em_oracle import all_votes, expected_of, problem, route
 from tfinv.ops import EM_VARIANTS
@@ -111,7 +111,7 @@ def test_a_parent_that_no_child_wants_has_the_gradient_of_a_mean(variant, implem
 
     def score(poses):
         routed, _ = route({**values, "poses": poses}, 1, variant, implementation=implementation)
-        return ops.sum(routed[:, 2] * factors)
+        return ops.sum(routed[:, 2] * tensor(factors))
 
     (found,) = gradients(score, values["poses"])
     poses = values["poses"].reshape(3, 7, 2, 2)
