@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tfinv import article, figures, generation, page, report, runs, suites, summary
 from tfinv.config import RunConfig, dataset_name
-from tfinv.data import PROTOCOLS, get_protocol
+from tfinv.data import PROTOCOLS, Protocol, get_protocol
 from tfinv.data.transforms import get_transform
 from tfinv.errors import UsageError
 from tfinv.files import remove_partial, replacing
@@ -165,10 +165,7 @@ def _section(members: Sequence[Result]) -> Iterator[str]:
     # A section with a title compares choices, whose networks are one.
     leading, below = ([], []) if section[-1] else report.leaders(networks)
     yield f"## {_heading(section)}\n"
-    transform = get_transform(protocol.transformation)
-    all_alike = transform.comparable(transform.grid(protocol.grid_step)).all()
-    left_out = "" if all_alike else ",\nwithout those at which resampling blurs nothing"
-    yield _MEASURED[protocol.task].format(*protocol.pixel_range, left_out, generation.resolution(protocol))
+    yield _measured(protocol)
     yield page.table(map(report.network_row, networks))
     if protocol.task == "recognition":
         yield f"Chance is {1 / _num_classes(members[0]):.4g}.\n"
@@ -182,6 +179,16 @@ def _section(members: Sequence[Result]) -> Iterator[str]:
     yield "### Commands and devices\n"
     yield page.table(report.command_row(result) for network in networks for result in network.results)
     yield from (_pictures(result.folder) for network in networks for result in network.results)
+
+
+def _measured(protocol: Protocol) -> str:
+    """Returns what the figures of a protocol are, in words."""
+    if protocol.task == "recognition":
+        return _MEASURED["recognition"]
+    transform = get_transform(protocol.transformation)
+    all_alike = transform.comparable(transform.grid(protocol.grid_step)).all()
+    left_out = "" if all_alike else ",\nwithout those at which resampling blurs nothing"
+    return _MEASURED["generation"].format(*protocol.pixel_range, left_out, generation.resolution(protocol))
 
 
 def _section_of(config: RunConfig) -> tuple:
