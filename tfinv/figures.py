@@ -113,8 +113,6 @@ def comparison(
         if metric == "accuracy":
             _chance(axes, everything)
             axes.set_ylim(-0.02, 1.02)
-        else:
-            axes.set_ylim(bottom=0)
         handles = [handle for handle in axes.lines if handle.get_label() in curves]
         # A legend wider than its panel would narrow the panels.
         longest = max((len(handle.get_label()) for handle in handles), default=0)
@@ -122,6 +120,8 @@ def comparison(
             handles=handles, title=family, loc="lower center", bbox_to_anchor=(0.5, 1.0),
             ncols=2 if longest <= _TWO_LABELS else 1, fontsize=7, title_fontsize=9, frameon=False,
         )  # fmt: skip
+    if metric != "accuracy":
+        grid[0].set_ylim(bottom=0)  # of all panels, and not before the last is drawn: its curves count, too
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     listed = " and ".join(map(str, protocol.restricted_classes))
