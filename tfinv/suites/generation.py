@@ -43,7 +43,8 @@ def _budget(protocol: str, network: tuple[str, str, str]) -> dict[str, Any]:
     if network == _AUTOENCODER:
         return {"epochs": 30, "decay_rate": 0.9}
     if network == _ADVERSARIAL:
-        return {**_NARROW, "epochs": 45, "decay_rate": 0.93}
+        # The article's epochs: with 45 at 0.93 it stopped improving as the rate fell, at .064 for a 4.
+        return {**_NARROW, "epochs": 214, "decay_rate": 0.98}
     if network[0] == "address_generator":
         return {"curve_images": None}
     if network == _CAPSULES and protocol != "rotate-49":
