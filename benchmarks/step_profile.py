@@ -1,7 +1,7 @@
 """Where a training step's time goes, for each model: data, forward, gradient, the rest.
 
     python benchmarks/step_profile.py                     # the article's networks and ours, some minutes
-    python benchmarks/step_profile.py --networks cnn:cnn_00 --csv docs/benchmarks/step_profile.csv
+    python benchmarks/step_profile.py --networks cnn:cnn_00 hypernet:address:shift-49 --csv step_profile.csv
 
 `data` is the time in which the pipeline alone makes a batch once it runs; training makes the next batch
 meanwhile, so that it is a share of the processor's time and not a wait. `forward` is the network in training
@@ -41,7 +41,7 @@ class Config:
     """Where a training step's time goes."""
 
     networks: tuple[str, ...] = NETWORKS
-    """Networks, MODEL:PRESET."""
+    """Networks, MODEL:PRESET or MODEL:PRESET:PROTOCOL."""
     rounds: int = 7
     """Interleaved rounds that are counted; one more goes before them."""
     csv: Path | None = None
@@ -89,9 +89,9 @@ def parts(name: str, seed: int):
     from tfinv import models, training
     from tfinv.data import get_protocol, load_dataset, select
 
-    model_name, _, preset = name.partition(":")
+    model_name, preset, *chosen = name.split(":")
     run = models.default_run(model_name, preset)
-    protocol = get_protocol(run.protocol)
+    protocol = get_protocol(chosen[0] if chosen else run.protocol)
     dataset = load_dataset(run.dataset)
     classes = len(select(protocol, dataset, "test", limit=10).class_names)
     keras.utils.set_random_seed(seed)
@@ -148,9 +148,9 @@ def show(frame: pd.DataFrame) -> None:
 
 
 def main(config: Config) -> None:
-    wrong = [name for name in config.networks if ":" not in name]
+    wrong = [name for name in config.networks if name.count(":") not in (1, 2)]
     if wrong:
-        sys.exit(f"Expected networks as MODEL:PRESET. Received: {', '.join(wrong)}")
+        sys.exit(f"Expected networks as MODEL:PRESET[:PROTOCOL]. Received: {', '.join(wrong)}")
     rows = []
     for name in config.networks:
         rows += measure(name, config)

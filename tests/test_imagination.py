@@ -45,7 +45,7 @@ def shown(monkeypatch):
 
     for transform in (rotation, shift):
 
-        def apply(images, parameters, fill_value=0.0, true=transform.apply):
+        def apply(images, parameters, fill_value=0.0, margin=0, true=transform.apply):
             done = tf.py_function(record, [images, parameters], tf.int32)
             with tf.control_dependencies([done]):
                 return true(images, parameters, fill_value)

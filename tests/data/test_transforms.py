@@ -122,6 +122,13 @@ def test_identity_changes_nothing(module, shape):
     np.testing.assert_array_equal(dataset.get_single_element(), images)
 
 
+def test_margin_is_as_if_the_images_had_been_widened_before(module):
+    images, parameters = random_images(5, 8, 7, 3), random_parameters(module, 5)
+    wide = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), constant_values=-1.0)
+    found = module.apply(images, parameters, -1.0, margin=3)
+    np.testing.assert_array_equal(found, module.apply(wide, parameters, -1.0))
+
+
 @pytest.mark.parametrize("turns", [-3, -2, -1, 1, 2, 3, 5])
 def test_quarter_turns_equal_rot90(turns):
     images = random_images(3, 28, 28, 3)

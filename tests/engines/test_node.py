@@ -81,7 +81,7 @@ def test_a_storage_that_is_away_for_a_while_costs_nothing(pretend, tmp_path, mon
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ["begin", "restore", "save"])
 def test_a_storage_that_is_away_at_the_beginning_or_the_end_is_waited_for(
-    pretend, tmp_path, monkeypatch, name
+    pretend, tmp_path, monkeypatch, capfd, name
 ):
     waits, working = [], getattr(Storage, name)
 
@@ -98,11 +98,20 @@ def test_a_storage_that_is_away_at_the_beginning_or_the_end_is_waited_for(
     pretend(2)
     assert node.work(job(tmp_path)).code == 0
     assert waits == list(node._WAITS[:2])
+    assert "The storage failed, next try in 5 s: ConnectionError('away')" in capfd.readouterr().err
     assert Storage(str(tmp_path / "storage")).progress()[KEY].finished
 
     monkeypatch.setattr(Storage, name, away)
     with pytest.raises(ConnectionError, match="away"):
         node.work(job(tmp_path, key=f"1{KEY[1:]}"))
+    assert waits[2:] == list(node._WAITS)
+
+    def mistaken(*arguments, **options):
+        raise ImportError("no s3fs")
+
+    monkeypatch.setattr(Storage, name, mistaken)
+    with pytest.raises(ImportError, match="no s3fs"):
+        node.work(job(tmp_path, key=f"2{KEY[1:]}"))
     assert waits[2:] == list(node._WAITS)
 
 

@@ -127,11 +127,8 @@ def render(protocol: Protocol, images: tf.Tensor, parameters: tf.Tensor) -> tf.T
 
 def transformed(protocol: Protocol, values: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
     """Does what `render` does to images whose pixels are scaled already, float32."""
-    black = protocol.pixel_range[0]
-    if protocol.margin:
-        margin = [protocol.margin] * 2
-        values = tf.pad(values, [[0, 0], margin, margin, [0, 0]], constant_values=black)
-    return get_transform(protocol.transformation).apply(values, parameters, fill_value=black)
+    transform, black = get_transform(protocol.transformation), protocol.pixel_range[0]
+    return transform.apply(values, parameters, fill_value=black, margin=protocol.margin)
 
 
 def scale_pixels(protocol: Protocol, images: tf.Tensor) -> tf.Tensor:

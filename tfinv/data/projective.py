@@ -7,6 +7,12 @@ A matrix [a0, a1, a2, b0, b1, b2, c0, c1] maps the output pixel (x, y) to the in
 import tensorflow as tf
 
 
+def widened(images: tf.Tensor, margin: int, fill_value: float) -> tf.Tensor:
+    """Puts `margin` pixels of a value around images [N, H, W, C]."""
+    around = [margin, margin]
+    return tf.pad(images, [[0, 0], around, around, [0, 0]], constant_values=fill_value) if margin else images
+
+
 def resample(images: tf.Tensor, matrices: tf.Tensor, fill_value: float = 0.0) -> tf.Tensor:
     """Reads `images` bilinearly at projectively mapped positions.
 

@@ -5,6 +5,7 @@ Knows neither Ray nor TensorFlow: the one calls it, the other is loaded by the p
 
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ _TAKEN_AWAY = (-signal.SIGKILL, -signal.SIGTERM)
 _LOG_BYTES = 1 << 20
 # Seconds between tries where a run cannot do without the storage: at its beginning and its end.
 _WAITS = (1.0, 5.0, 30.0, 120.0)
+# What another try does not mend: a package that is missing, a mistake of ours.
+_HOPELESS = (ImportError, TypeError, AttributeError)
 _Returned = TypeVar("_Returned")
 
 
@@ -99,7 +102,10 @@ def _patiently(action: Callable[[], _Returned]) -> _Returned:
     for wait in _WAITS:
         try:
             return action()
-        except Exception:  # each file system has its own
+        except _HOPELESS:
+            raise
+        except Exception as error:  # each file system has its own
+            print(f"The storage failed, next try in {wait:.0f} s: {error!r}", file=sys.stderr, flush=True)
             time.sleep(wait)
     return action()
 

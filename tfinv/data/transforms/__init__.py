@@ -6,7 +6,8 @@ A transformation module defines:
     PERIOD             after how much the transformation repeats itself; None if it does not
     UNIT               unit of the parameter for labels, such as "degrees"
     SWEEP              what its grid varies, for labels
-    apply(images, parameters, fill_value=0.0)    images [N, H, W, C], parameters [N, *PARAMETER_SHAPE]
+    apply(images, parameters, fill_value=0.0, margin=0)    images [N, H, W, C], on each side of which `margin`
+                       pixels are put first, by parameters [N, *PARAMETER_SHAPE]
     sample(uniforms, low, high)    uniforms in [0, 1) [N, *PARAMETER_SHAPE] to parameters from low to high,
                        which are each image's own [N], the same for all components
     grid(step)         parameters of an evaluation sweep [M, *PARAMETER_SHAPE], 0 (the identity) included

@@ -22,17 +22,19 @@ _DIRECTION = np.array([1, 1, 1, -1, 1, -1], np.float32)
 _WIDEST = 0.3
 
 
-def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0) -> tf.Tensor:
+def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0, margin: int = 0) -> tf.Tensor:
     """Maps each image by its own six numbers, bilinear.
 
     Args:
         images: Floating point images [N, H, W, C].
         parameters: Differences from the identity [N, 6].
         fill_value: Value outside the image.
+        margin: Pixels by which each side is widened, at least 0.
 
     Returns:
-        Mapped images [N, H, W, C].
+        Mapped images [N, H + 2 margin, W + 2 margin, C].
     """
+    images = projective.widened(images, margin, fill_value)
     shape = tf.shape(images)
     right, down = (tf.cast(shape[axis] - 1, tf.float32) / 2.0 for axis in (2, 1))
     aspect = tf.maximum(right, 0.5) / tf.maximum(down, 0.5)  # of images of a single row, too

@@ -28,20 +28,22 @@ def matrices(degrees: tf.Tensor, height: int, width: int) -> tf.Tensor:
     return tf.stack([cos, -sin, x_offset, sin, cos, y_offset, zero, zero], axis=-1)
 
 
-def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0) -> tf.Tensor:
+def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0, margin: int = 0) -> tf.Tensor:
     """Rotates each image by its own angle, bilinear.
 
     Args:
         images: Floating point images [N, H, W, C].
         parameters: Angles in degrees, counter-clockwise [N].
         fill_value: Value outside the image.
+        margin: Pixels by which each side is widened, at least 0.
 
     Returns:
-        Rotated images [N, H, W, C].
+        Rotated images [N, H + 2 margin, W + 2 margin, C].
 
     Reference:
         `tfa.image.rotate` of tensorflow-addons 0.23, whose results it equals (tests/oracle).
     """
+    images = projective.widened(images, margin, fill_value)
     shape = tf.shape(images)
     return projective.resample(images, matrices(parameters, shape[1], shape[2]), fill_value)
 
