@@ -4,7 +4,8 @@
 
 Prints the path of the library. Standard library only: setup.py and tfinv.ops load this file by its path.
 Environment: CXX, CUDA_HOME, TFINV_CACHE (where libraries are kept), TFINV_CUDA (0: never, 1: must work; else
-where nvidia-smi and nvcc are), TFINV_REBUILD (1: compile again, once). On 2 cores a minute, with CUDA 3.
+where nvidia-smi and nvcc are), TFINV_REBUILD (1: compile again, once). On 2 cores a minute, with CUDA 3; less
+for another framework or another version of it, as the core's objects are kept.
 """
 
 import argparse
@@ -149,7 +150,8 @@ def build(binding: str, force: bool = False, output: Path | None = None) -> Path
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
             if force or output or not _serves(library):  # another process may have made it meanwhile
-                _compile(library, framework, toolchain, facts)
+                objects = None if output else folder / "objects"
+                _compile(library, framework, toolchain, facts, objects, force)
     except OSError as error:
         raise BuildError(f"Cannot write {folder}: {error}. Set TFINV_CACHE to a writable folder.") from error
     return library
@@ -277,15 +279,21 @@ def find_cuda() -> Cuda | None:
 
 def source_files(binding: str) -> list[Path]:
     """Returns every file that a library of the binding is made of."""
-    folders = HERE / "core", HERE / binding
-    files = [path for folder in folders for path in folder.glob("*") if path.suffix in SOURCE_SUFFIXES]
-    return sorted([*files, HERE / "info.cc"])
+    return sorted([*_sources_in("core"), *_sources_in(binding), HERE / "info.cc"])
+
+
+def _sources_in(folder: str) -> list[Path]:
+    return sorted(path for path in (HERE / folder).glob("*") if path.suffix in SOURCE_SUFFIXES)
 
 
 def source_hash(binding: str) -> str:
     """Returns a hash over the names and contents of the sources of a binding."""
+    return _hash_of(source_files(binding))
+
+
+def _hash_of(paths: list[Path]) -> str:
     state = hashlib.sha256()
-    for path in source_files(binding):
+    for path in paths:
         content = path.read_bytes()
         state.update(f"{path.relative_to(HERE)} {len(content)}\n".encode() + content)
     return state.hexdigest()
@@ -325,8 +333,31 @@ def link_flags(framework: Framework, toolchain: Toolchain) -> list[str]:
     return [*cuda, *framework.link_flags, *system]
 
 
-def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: dict) -> None:
-    """Compiles and links into a scratch folder, then puts the library in its place."""
+def _kept_objects(steps: list[tuple[str, str, list[str]]], toolchain: Toolchain) -> dict[str, str]:
+    """Returns the names under which objects are kept that no framework has a part in: those of the core."""
+    core = _hash_of(_sources_in("core"))
+    versions = [toolchain.version, toolchain.cuda.version if toolchain.cuda else ""]
+    kept = {}
+    for source, name, start in steps:
+        if source.startswith("core/"):
+            words = [word for word in start if not word.startswith("-I")]
+            key = json.dumps([core, versions if source.endswith(".cu") else versions[:1], source, words])
+            kept[name] = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
+    return kept
+
+
+def _compile(
+    library: Path,
+    framework: Framework,
+    toolchain: Toolchain,
+    facts: dict,
+    objects: Path | None = None,
+    afresh: bool = False,
+) -> None:
+    """Compiles and links into a scratch folder, then puts the library in its place.
+
+    The core's objects are kept in the folder `objects`, and taken from there unless all is made `afresh`.
+    """
     with_cuda = f" and CUDA {toolchain.cuda.version}" if toolchain.cuda else ""
     what = f"{facts['binding']} {framework.version}{with_cuda}"
     about = "3 minutes" if toolchain.cuda else "a minute"
@@ -334,14 +365,14 @@ def _compile(library: Path, framework: Framework, toolchain: Toolchain, facts: d
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tfinv-build-") as scratch:
         try:
-            made = _compile_in(Path(scratch), library, framework, toolchain)
+            made = _compile_in(Path(scratch), library, framework, toolchain, objects, afresh)
         except BuildError as error:
             if not toolchain.cuda or _must_have_cuda():
                 raise
             _say(f"Going on without CUDA: {error}")
             toolchain = replace(toolchain, cuda=None)
             facts = facts | {"cuda": "", "cuda_architectures": [], "cuda_failure": str(error)}
-            made = _compile_in(Path(scratch), library, framework, toolchain)
+            made = _compile_in(Path(scratch), library, framework, toolchain, objects, False)
         seconds = time.monotonic() - started
         isas = [name[4:-2] for _, name, _ in compile_steps(framework, toolchain) if name.startswith("cpu_")]
         facts = facts | {"isas": isas, "seconds": round(seconds, 1)}
@@ -355,22 +386,36 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _compile_in(scratch: Path, library: Path, framework: Framework, toolchain: Toolchain) -> Path:
+def _compile_in(
+    scratch: Path,
+    library: Path,
+    framework: Framework,
+    toolchain: Toolchain,
+    objects: Path | None,
+    afresh: bool,
+) -> Path:
     steps = compile_steps(framework, toolchain)
+    kept = {} if objects is None else _kept_objects(steps, toolchain)
+    made_before = {name for name, file in kept.items() if not afresh and (objects / file).is_file()}
     # The slow ones first, so that none is left alone at the end.
     commands = {
         name: [*start, "-c", str(HERE / source), "-o", str(scratch / name)]
         for source, name, start in sorted(steps, key=lambda step: not step[0].endswith(".cu"))
+        if name not in made_before
     }
     with ThreadPoolExecutor(_cores()) as pool:
         results = dict(zip(commands, pool.map(_run, commands.values()), strict=True))
     log = [f"$ {shlex.join(commands[name])}\n{text}" for name, (_, text) in results.items()]
     failed = [text for code, text in results.values() if code]
+    for name, (code, _) in results.items():
+        if name in kept and not code:
+            objects.mkdir(exist_ok=True)
+            _put(objects / kept[name], (scratch / name).read_bytes())
     made = scratch / library.name
     if not failed:
-        objects = [str(scratch / name) for _, name, _ in steps]
+        parts = [str(objects / kept[name] if name in made_before else scratch / name) for _, name, _ in steps]
         flags = link_flags(framework, toolchain)
-        linking = [*toolchain.compiler, *toolchain.flags, "-shared", "-o", str(made), *objects, *flags]
+        linking = [*toolchain.compiler, *toolchain.flags, "-shared", "-o", str(made), *parts, *flags]
         code, text = _run(linking)
         log.append(f"$ {shlex.join(linking)}\n{text}")
         failed = [text] if code else []

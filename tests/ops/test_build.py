@@ -109,6 +109,11 @@ class Tree:
         assert process.returncode == 1 and not output
         return errors
 
+    def compiled(self):
+        """The objects compiled so far, by name."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [re.search(r"-o \S*/(\S+)\.o$", line)[1] for line in lines if " -c " in line]
+
     def linked(self):
         """How many libraries were linked so far."""
         return self.log.read_text().count("-shared") if self.log.exists() else 0
@@ -190,6 +195,22 @@ def test_rebuild_compiles_again_and_once(tree):
     command = [sys.executable, "-c", twice, tree.folder]
     subprocess.run(command, env=tree.environment | {"TFINV_REBUILD": "1"}, check=True, capture_output=True)
     assert tree.linked() == 3
+
+
+def test_objects_of_the_core_serve_every_framework(tree):
+    tree.build()
+    everything = tree.compiled()
+    assert {"info", "ops", "dispatch", "cpu_baseline"} <= set(everything)
+    second = tree.build(FAKE_VERSION="9.2")
+    assert sorted(tree.compiled()[len(everything) :]) == ["info", "ops"]
+    assert ctypes.CDLL(second).question() == 42
+    so_far = len(tree.compiled())
+    (tree.folder / "core" / "routing.h").write_text("#define ANSWER 43")
+    assert ctypes.CDLL(tree.build()).question() == 43
+    assert sorted(tree.compiled()[so_far:]) == sorted(everything)
+    so_far = len(tree.compiled())
+    tree.build("--force")
+    assert sorted(tree.compiled()[so_far:]) == sorted(everything)
 
 
 def test_an_output_folder(tree, tmp_path):
