@@ -125,7 +125,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
-    time_axes.loglog(table.images, table.epoch_s, "o-", label="a pass, from images/s and first batch")
+    time_axes.loglog(table.images, table.epoch_s, "o-", label="so many images, from images/s and first batch")
     time_axes.loglog(table.images, table.epoch_s.iloc[-1] * table.images / table.images.iloc[-1], "k:", lw=1)
     time_axes.set(xlabel="images", ylabel="seconds", title="Time (dotted: proportional to size)")
     memory_axes.loglog(table.images, table.peak_mib, "o-", label="peak memory of the process")

@@ -130,8 +130,8 @@ def naive_step(run, objective, peer):
     def noise(shape, number):  # the model's own, or losses could not be compared
         seed = tf.cast(model._noise.state.value, tf.int64)
         for value in (optimizers[2].iterations.value, number):
-            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(value, tf.int64))
-        return tf.random.stateless_uniform(shape, seed)
+            seed = tf.random.fold_in(seed, tf.cast(value, tf.int64), alg="philox")
+        return tf.random.stateless_uniform(shape, seed, alg="philox")
 
     networks = peer.get_layer("encoder"), peer.get_layer("decoder"), naive(model.critic)
     return adversarial_step(*networks, optimizers, noise, model.critic_steps, model.penalty)

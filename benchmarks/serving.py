@@ -96,8 +96,11 @@ def served(model, grpc, images, expected, count):
         np.testing.assert_allclose(found, expected, atol=1e-5)
         times, errors = [], []
 
+        ready = threading.Barrier(CLIENTS + 1)
+
         def work(number):
-            ask, _ = client(images)
+            ask, _ = client(images)  # encodes the requests
+            ready.wait()
             for index in range(number, count, CLIENTS):
                 start = time.perf_counter()
                 try:
@@ -107,9 +110,10 @@ def served(model, grpc, images, expected, count):
                     errors.append(error)
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(CLIENTS)]
-        start = time.perf_counter()
         for thread in threads:
             thread.start()
+        ready.wait()
+        start = time.perf_counter()
         for thread in threads:
             thread.join()
         return row("gRPC" if grpc else "REST", times, time.perf_counter() - start) | {"errors": len(errors)}

@@ -301,3 +301,16 @@ def test_samples_are_of_one_latent_a_row():
     np.testing.assert_array_equal(images, generation.prior_samples(network, ROTATE, angles, 5, seed=3))
     figure = generation.samples_figure(images, ROTATE, angles)
     assert len(figure.axes) == 15 and figure.axes[1].get_title() == "90"
+
+
+@pytest.mark.parametrize(("given", "compiled"), [("auto", False), (True, True), (False, False)])
+def test_xla_which_draws_other_noise_is_asked_for_by_name(given, compiled):
+    model = adversarial()
+    model.compile(keras.optimizers.SGD(0.01), jit_compile=given)
+    assert model.jit_compile is compiled
+
+
+def test_a_critic_without_steps_is_refused():
+    model = adversarial()
+    with pytest.raises(ValueError, match="critic_steps=0"):
+        AdversarialTraining(model.network, model.critic, critic_steps=0)

@@ -1,12 +1,14 @@
 """Configurations: their JSON form and the values they refuse."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
 from tfinv import models, runs
-from tfinv.config import EvaluationConfig, RunConfig, TrainingConfig, from_dict, to_json
+from tfinv.config import EvaluationConfig, ImaginationConfig, RunConfig, TrainingConfig, from_dict, to_json
+from tfinv.data.protocol import Evaluation
 from tfinv.errors import UsageError
 
 
@@ -101,6 +103,29 @@ def test_values_are_checked_on_the_way_back():
 
 
 # Bad values
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "value"),
+    [
+        (TrainingConfig, "optimizer", "adamw"),
+        (TrainingConfig, "precision", "float16"),
+        (ImaginationConfig, "imagination", "operator"),  # which trained on the true transformation
+        (ImaginationConfig, "learned_from", "moment"),
+        (functools.partial(Evaluation, "of all"), "classes", "Restricted"),
+    ],
+)
+def test_bad_choice_is_named_with_the_good_ones(cls, key, value):
+    with pytest.raises(
+        UsageError, match=f"Invalid value for {key}. Expected one of .*Received: {key}={value}"
+    ):
+        cls(**{key: value})
+
+
+def test_bad_choice_of_a_network_is_named():
+    run = models.default_run("hypernet", "address")
+    with pytest.raises(UsageError, match=r"variant. Expected one of basic, .*Received: variant=matrix"):
+        dataclasses.replace(run, model=dataclasses.replace(run.model, variant="matrix"))
 
 
 @pytest.mark.parametrize(

@@ -309,3 +309,7 @@ def test_classes_that_do_not_fit_are_named(digits):
         evaluate_invariance(oracle, protocol, data=digits)
     with pytest.raises(UsageError, match=r"repeats=0"):
         evaluate_invariance(oracle, ROTATE_34, repeats=0, data=digits)
+    with pytest.raises(UsageError, match="rotate-49 has no tests of recognition"):
+        evaluate_invariance(oracle, "rotate-49", data=digits)
+    with pytest.raises(UsageError, match=r"step=-5"):
+        accuracy_curve(oracle, ROTATE_34, step=-5, data=digits)

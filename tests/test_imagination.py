@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.backend import array
 from tests.conftest import digit_arrays
 from tests.test_config import round_trip, run_config
 from tests.test_training import PROTOCOL, assert_same_state, small_run, state
@@ -16,6 +17,7 @@ from tfinv.config import ImaginationConfig, to_json
 from tfinv.data import Dataset, Protocol, Range, get_protocol, render, sample_parameters, select
 from tfinv.data.transforms import rotation, shift
 from tfinv.errors import UsageError
+from tfinv.imagination.address import start_address_field
 from tfinv.imagination.pairs import starts, steps_of
 
 # Four operators: quarter turns, which are permutations of pixels.
@@ -265,6 +267,34 @@ def test_images_that_grow_are_not_imagined(digits, name):
     protocol = get_protocol(name)
     with pytest.raises(UsageError, match=f"without a margin. Received: protocol={name}"):
         imagination.check(protocol, select(protocol, digits, "train"), QUARTERS, seed=0)
+
+
+def test_what_no_class_may_be_shown_is_not_imagined(digits):
+    protocol = dataclasses.replace(PROTOCOL, held_out=Range(135, 225))
+    with pytest.raises(UsageError, match=r"holds out no parameters. Received: .*held_out=\(135, 225\)"):
+        imagination.check(protocol, select(protocol, digits, "train"), QUARTERS, seed=0)
+
+
+def test_addresses_of_less_than_a_turn(noise):
+    protocol = Protocol("half", "rotation", Range(-90, 90.001), (3, 4), Range(-20, 20), (6, 9))
+    config = dataclasses.replace(QUARTERS, operator_steps=3)
+    split = select(protocol, noise, "train")
+    steps, operators = steps_of(protocol, config), imagination.learn_operators(protocol, split, config, 0)
+    field = start_address_field(protocol, steps, operators, (6, 6, 1))
+    images = np.random.default_rng(2).random((1, 6, 6, 1), np.float32)
+    for turns in (-1, 0, 1):
+        found = array(field([images, np.float32([90 * turns])]))
+        assert np.abs(found - np.rot90(images, turns, axes=(1, 2))).max() < 0.1
+
+
+def test_only_what_was_learned_is_compared(noise):
+    config = dataclasses.replace(QUARTERS, operator_steps=5, imagined_from="range")
+    steps = steps_of(SHIFTS, config)
+    learned = imagination.learn(SHIFTS, select(SHIFTS, noise, "train"), config, seed=0)
+    test = select(SHIFTS, noise, "test")
+    rows = imagination.relative_errors(learned, SHIFTS, test, 1.0, steps=steps)
+    assert (steps.range.low, rows.parameter.min(), rows.parameter.max()) == (-2, -2, 2)
+    assert SHIFTS.free.low < -2 and len(imagination.relative_errors(learned, SHIFTS, test, 1.0)) > len(rows)
 
 
 def test_steps_lead_from_every_start_to_the_ends_of_the_free_range():

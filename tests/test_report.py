@@ -278,3 +278,10 @@ def test_versions_and_commit_are_told_where_a_run_knows_them(tmp_path):
         row = report.command_row(old)
         assert row["other versions"] == "python 3.11.7, keras 3.15.1, numpy 2.4, tfinv 0.1.0"
         assert row["commit"] == shown
+
+
+def test_a_run_that_is_published_already_stays_whole(tmp_path):
+    folder = add_run(tmp_path, network("cnn_00"), 0.5)
+    (folder / runs.MODEL).write_text("weights")
+    results_page.add_run(tmp_path, folder)
+    assert (folder / runs.MODEL).read_text() == "weights"

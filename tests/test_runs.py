@@ -249,3 +249,14 @@ def test_environment_has_versions_and_commit(tmp_path, monkeypatch):
     environment = json.loads((tmp_path / runs.ENVIRONMENT).read_text())
     assert {"python", "tfinv", "tensorflow", "keras", "numpy"} <= set(environment)
     assert environment["commit"] == str(ROOT) and environment["modified"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("1", True), ("TRUE", True), ("0", False), (None, "as TensorFlow chooses")]
+)
+def test_environment_says_of_onednn_what_tensorflow_reads(tmp_path, monkeypatch, given, said):
+    monkeypatch.delenv(runs.ONEDNN, raising=False)
+    if given is not None:
+        monkeypatch.setenv(runs.ONEDNN, given)
+    runs.write_environment(tmp_path, [], ["train.py"])
+    assert json.loads((tmp_path / runs.ENVIRONMENT).read_text())["onednn"] == said

@@ -51,8 +51,11 @@ class AdversarialTraining(keras.Model):
         critic: Model from latents [N, L] to scores [N, 1].
         low: Smallest value of the prior, which is uniform.
         high: Largest value of the prior.
-        critic_steps: Steps of the critic in each step.
+        critic_steps: Steps of the critic in each step, at least 1.
         penalty: Weight of its gradient penalty.
+
+    Raises:
+        ValueError: If there are no steps of the critic.
     """
 
     def __init__(
@@ -65,6 +68,11 @@ class AdversarialTraining(keras.Model):
         penalty: float = 10.0,
     ):
         super().__init__(name="adversarial_training")
+        if critic_steps < 1:
+            raise ValueError(
+                "Invalid value for argument critic_steps. Expected at least 1. "
+                f"Received: critic_steps={critic_steps}"
+            )
         self.network, self.critic = network, critic
         self.encoder, self.decoder = network.get_layer("encoder"), network.get_layer("decoder")
         self.low, self.high, self.critic_steps, self.penalty = low, high, critic_steps, penalty
@@ -77,9 +85,12 @@ class AdversarialTraining(keras.Model):
     def compile(self, optimizer: keras.optimizers.Optimizer, **options: Any) -> None:
         """Takes the optimizer of the reconstruction, and makes the critic's and the encoder's of its kind.
 
-        Losses and metrics are the model's own: those of `options` are not used.
+        Losses and metrics are the model's own: those of `options` are not used. XLA compiles the step only if
+        `jit_compile` is True: it draws other noise from the same seed.
         """
         kept = {name: options[name] for name in ("jit_compile", "run_eagerly") if name in options}
+        if kept.get("jit_compile") == "auto":
+            del kept["jit_compile"]
         # Under float16 Keras's optimizer would expect gradients of a scaled loss.
         super().compile(optimizer, auto_scale_loss=False, **{"jit_compile": False, **kept})
         kind, config = type(optimizer), optimizer.get_config()
@@ -112,8 +123,8 @@ class AdversarialTraining(keras.Model):
         def noise(width, stream):
             seed = tf.cast(self._noise.state.value, tf.int64)
             for number in (self.optimizer.iterations.value, stream):
-                seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int64))
-            return tf.random.stateless_uniform((everything, width), seed)[start : start + count]
+                seed = tf.random.fold_in(seed, tf.cast(number, tf.int64), alg="philox")
+            return tf.random.stateless_uniform((everything, width), seed, alg="philox")[start : start + count]
 
         further = self.further_optimizers
         with tf.GradientTape(persistent=True) as tape:

@@ -34,6 +34,17 @@ def check_range(name: str, value: float, low: float | None = None, high: float |
         )
 
 
+def check_choices(config: Any) -> None:
+    """Raises UsageError unless each field of a dataclass that has a Literal type holds one of its values."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        choices, value = typing.get_args(kind), getattr(config, name)
+        if typing.get_origin(kind) is Literal and value not in choices:
+            raise UsageError(
+                f"Invalid value for {name}. Expected one of {', '.join(map(str, choices))}. "
+                f"Received: {name}={value}"
+            )
+
+
 def dataset_name(dataset: str | os.PathLike[str]) -> str:
     """Returns what a dataset is called: its name, that of its .npz file or that of its folder.
 
@@ -85,6 +96,7 @@ class TrainingConfig:
     once for all of these."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_range("epochs", self.epochs, low=0)
         check_batches(self.batch_size, self.images_per_code)
         check_range("learning_rate", self.learning_rate, low=0.0)
@@ -145,6 +157,7 @@ class ImaginationConfig:
     """Classes that are imagined; if only the restricted ones are, blur may tell them from the others."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_range("operator_steps", self.operator_steps, low=2)
         check_range("operator_classes", 1 if self.operator_classes is None else self.operator_classes, low=1)
         check_range("operator_pairs", self.operator_pairs, low=1)
@@ -182,6 +195,7 @@ class RunConfig(Generic[ModelConfig]):
     """Use only that many training and test images."""
 
     def __post_init__(self) -> None:
+        check_choices(self.model)
         check_range("seed", self.seed, low=0, high=2**31 - 1)
         check_range("limit", 1 if self.limit is None else self.limit, low=1)
 

@@ -37,7 +37,7 @@ def evaluate_invariance(
     protocol: str | Protocol,
     repeats: int = 20,
     seed: int = 0,
-    data: str | Dataset = "mnist",
+    data: str | Path | Dataset = "mnist",
     limit: int | None = None,
     provenance: Provenance | None = None,
 ) -> pd.DataFrame:
@@ -58,10 +58,13 @@ def evaluate_invariance(
         across passes ("Ptest_variance", NaN for a single pass), and the number of passes ("repeats").
 
     Raises:
-        UsageError: If a name or path is unknown, or the classes do not fit the dataset.
+        UsageError: If a name or path is unknown, the protocol is one of generation, or the classes do not fit
+            the dataset.
     """
     check_range("repeats", repeats, low=1)
     protocol, split, provenance = _prepare(protocol, data, limit, provenance)
+    if not protocol.evaluations:
+        raise UsageError(f"Protocol {protocol.name} has no tests of recognition. Expected one that has.")
     classify = _classifier(model, protocol, split)
     rows = [provenance.row("repeats", repeats)]
     passes: dict[str, list[float]] = {name: [] for name in protocol.evaluations}
@@ -84,7 +87,7 @@ def accuracy_curve(
     model: Any,
     protocol: str | Protocol,
     step: float = 5.0,
-    data: str | Dataset = "mnist",
+    data: str | Path | Dataset = "mnist",
     limit: int | None = None,
     provenance: Provenance | None = None,
 ) -> pd.DataFrame:
@@ -93,7 +96,7 @@ def accuracy_curve(
     Args:
         model: As in `evaluate_invariance`.
         protocol: Name or Protocol.
-        step: Distance of two grid points, in the unit of the transformation.
+        step: Distance of two grid points, in the unit of the transformation, at least 0.01.
         data: Name, path of an .npz, or Dataset.
         limit: Use at most that many test images.
         provenance: First columns of the rows.
@@ -101,7 +104,11 @@ def accuracy_curve(
     Returns:
         Tidy rows: metric "accuracy" for each class and parameter, and metric "taken_for:<class>" with
         the share of a restricted class's images that is recognised as <class>.
+
+    Raises:
+        UsageError: As `evaluate_invariance`, or if the step is out of its range.
     """
+    check_range("step", step, low=0.01)
     protocol, split, provenance = _prepare(protocol, data, limit, provenance)
     classify = _classifier(model, protocol, split)
     transform = get_transform(protocol.transformation)
@@ -153,10 +160,10 @@ def call_model(model: Any, images: tf.Tensor) -> dict[str, Any]:
 
 
 def _prepare(
-    protocol: str | Protocol, data: str | Dataset, limit: int | None, provenance: Provenance | None
+    protocol: str | Protocol, data: str | Path | Dataset, limit: int | None, provenance: Provenance | None
 ) -> tuple[Protocol, Split, Provenance]:
     protocol = get_protocol(protocol)
-    dataset = load_dataset(data) if isinstance(data, str) else data
+    dataset = data if isinstance(data, Dataset) else load_dataset(data)
     split = select(protocol, dataset, "test", limit=limit)
     return protocol, split, provenance or Provenance("", "", dataset.name, protocol.name, 0, "")
 

@@ -73,7 +73,8 @@ def learn_transformation(
     learned = imagination.learn(chosen, train, imagining, seed)
     if imagining.learned_from == "moments":
         learned = imagination.nearer_direction(learned, chosen, train)
-    rows = imagination.relative_errors(learned, chosen, test, step, provenance=provenance)
+    steps = imagination.steps_of(chosen, imagining)
+    rows = imagination.relative_errors(learned, chosen, test, step, provenance=provenance, steps=steps)
     Console().print(error_table(rows))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def learn_transformation(
             learned.save(partial)
         results.write_csv(output / ERRORS, rows)
         if test.restricted.any():
-            figures.save(imagined_images(learned, chosen, test), output / "imagination.png")
+            figures.save(imagined_images(learned, chosen, test, steps), output / "imagination.png")
         logging.getLogger(__name__).info("Written to %s.", output)
     return rows
 
@@ -107,17 +108,20 @@ def error_table(rows: pd.DataFrame) -> Table:
     return table
 
 
-def imagined_images(learned: keras.Model, protocol: Protocol, split: Split) -> Figure:
+def imagined_images(
+    learned: keras.Model, protocol: Protocol, split: Split, steps: imagination.Steps
+) -> Figure:
     """Draws an image of each restricted class under parameters of the free range: true above, imagined below.
 
     Args:
         learned: Learned transformation.
         protocol: Gives the transformation and the ranges.
         split: Images, some of a restricted class; of each of these the first is drawn.
+        steps: What was learned.
     """
     transform = get_transform(protocol.transformation)
     grid = transform.grid(1.0)
-    grid = grid[transform.contains(grid, protocol.free.low, protocol.free.high)]
+    grid = grid[transform.contains(grid, protocol.free.low, protocol.free.high) & steps.covers(grid)]
     grid = grid[np.linspace(0, len(grid), _COLUMNS, endpoint=False).astype(int)]
     seen = seen_in_training(protocol, grid, restricted=True)
     strips = []

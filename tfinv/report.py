@@ -203,7 +203,7 @@ def _successive(cells: Iterable[str]) -> str:
 def _device(environment: Mapping[str, Any]) -> str:
     processor = f"{environment['processor']}, {environment['cores']} cores"
     device = ", ".join(environment["accelerators"]) or processor
-    onednn = " with oneDNN" if environment.get("onednn") else ""
+    onednn = " with oneDNN" if environment.get("onednn") is True else ""
     return f"{device}; TensorFlow {environment['tensorflow']}{onednn}"
 
 

@@ -62,6 +62,8 @@ def add_run(docs: Path, directory: Path, pictures: Sequence[str] = ()) -> None:
         directory: The run directory.
         pictures: Names of its figures that are to be shown.
     """
+    if directory.resolve() == (docs / "results" / directory.name).resolve():
+        return  # it is there, whole
     remove_partial(docs / "results", directory.name)
     with replacing(docs / "results" / directory.name) as folder:
         folder.mkdir(parents=True)

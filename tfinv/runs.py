@@ -158,7 +158,7 @@ def write_environment(
         "cores": os.cpu_count(),
         "accelerators": devices,
         **(team or {}),
-        "onednn": os.environ.get(ONEDNN) == "1",
+        "onednn": _onednn(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tfinv", "tensorflow", "keras", "numpy")},
         **commit(_SOURCE),
@@ -173,6 +173,12 @@ def write_environment(
             environment["earlier"] = earlier
     with replacing(path) as partial:
         partial.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _onednn() -> bool | str:
+    """Returns whether oneDNN is switched on, as TensorFlow reads it; or that TensorFlow is left to choose."""
+    given = os.environ.get(ONEDNN, "").lower()
+    return {"1": True, "true": True, "0": False, "false": False}.get(given, "as TensorFlow chooses")
 
 
 def repeatable(command: str) -> str:

@@ -118,7 +118,8 @@ def networks(found: Iterable[Result]) -> list[Network]:
 
     def order(config: RunConfig) -> tuple:
         suite, place, _ = suites.place_of(config)
-        return not suite, place, config.label, config.training.epochs, budget(config)
+        number = list(suites.SUITES).index(suite) if suite else len(suites.SUITES)
+        return number, place, config.label, config.training.epochs, budget(config)
 
     return [
         Network(_name(config, groups), tuple(result for _, result in sorted(groups[config].items())))

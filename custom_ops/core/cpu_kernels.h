@@ -25,6 +25,7 @@ struct DynamicPass {
   int64_t children, parents, child_dim, parent_dim;  // I, J, K, D
   int64_t first_child, last_child;
   int64_t vectors;          // of samples, at most vectors_at_once
+  int64_t samples;          // in them
   const float* poses;       // packed [vector][I][K][lane]
   const float* weights;     // [I, J, K, D]
   const float* bias;        // [I, J] or null

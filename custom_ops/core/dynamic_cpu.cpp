@@ -55,6 +55,7 @@ class Block {
       own.first_child = part * range;
       own.last_child = std::min(dims.children, own.first_child + range);
       own.vectors = std::min(kernels.vectors_at_once, vectors - vector);
+      own.samples = std::min(count - vector * lanes, own.vectors * lanes);
       if (!is_packed)
         for (int64_t v = vector; v < vector + own.vectors; ++v)
           kernels.pack(samples + v * lanes * pose_size, count - v * lanes, pose_size,

@@ -230,7 +230,7 @@ def test_train_and_test_folders_and_colour(tmp_path):
 # What is wrong
 
 
-@pytest.mark.parametrize("wrong", ["text", "size", "channels", "empty", "no classes", "only one"])
+@pytest.mark.parametrize("wrong", ["text", "size", "channels", "empty", "no classes", "only one", "nested"])
 def test_what_is_wrong_with_pictures_is_named_and_nothing_is_left(tmp_path, wrong):
     source = tmp_path / "pictures"
     source.mkdir()
@@ -245,6 +245,9 @@ def test_what_is_wrong_with_pictures_is_named_and_nothing_is_left(tmp_path, wron
         Image.new("L", (3, 3)).save(file)
     elif wrong == "channels":
         Image.new("RGBA", (7, 9)).save(file)
+    elif wrong == "nested":  # as train, val and test
+        file = source / "dog" / "poodle"
+        file.mkdir()
     elif wrong == "empty":
         shutil.rmtree(source)
         (source / "dog").mkdir(parents=True)

@@ -380,3 +380,11 @@ def test_conformance(module):
     swept = module.apply(images[:1].repeat(len(grid), axis=0), grid)
     identity = np.flatnonzero(distances == 0.0)[0]
     np.testing.assert_array_equal(swept[identity], images[0])
+
+
+def test_shifts_of_integers_are_refused_and_far_ones_leave_the_fill_value():
+    images = random_images(2, 4, 4, 1)
+    with pytest.raises(UsageError, match=r"floating point images. Received: images of uint8"):
+        shift.apply((images * 255).astype(np.uint8), [[0.5, 0.0]] * 2)
+    far = np.float32([[3e7, 0.0], [0.0, -np.inf]])
+    np.testing.assert_array_equal(shift.apply(images, far, fill_value=-1.0), np.full_like(images, -1.0))

@@ -103,8 +103,21 @@ def test_whoever_stops_asking_ends_what_is_at_work(monkeypatch, entries, jobs):
 
 def test_an_error_of_this_process_is_not_lost(monkeypatch, entries):
     def work(*arguments):
-        raise OSError("no space left on device")
+        raise MemoryError("of this process")
 
     monkeypatch.setattr(process, "work", work)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(MemoryError, match="of this process"):
         list(finish(LocalEngine(2), entries, Watcher()))
+
+
+def test_a_run_without_a_place_ends_no_other(monkeypatch, entries):
+    def work(config, output, command, *arguments):
+        entry = entries[int(command[1])]
+        pretend_run(entry.directory, entry.config, 1, done=True)
+        return 0
+
+    monkeypatch.setattr(process, "work", work)
+    entries[1].directory.parent.write_text("a file where its folder should be")
+    outcomes = dict(finish(LocalEngine(2), entries, Watcher()))
+    assert "FileExistsError" in outcomes.pop(entries[1]).reason
+    assert set(outcomes.values()) == {None} and len(outcomes) == 3

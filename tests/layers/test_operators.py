@@ -198,3 +198,18 @@ def test_addresses_between_places_of_a_grid_are_interpolated():
     np.testing.assert_allclose(found, np.stack([row + expected, column - expected], axis=-1), atol=1e-5)
     with pytest.raises(ValueError, match=r"at least 2.*grid=\(1, 4\)"):
         layers.AddressField(grid=(1, 4))
+
+
+def test_operators_refuse_other_shapes():
+    layer = layers.LinearOperators(5)
+    for images, parameters in (((4, 3, 2), (6,)), ((6, 4, 3, 2), (6, 1))):
+        with pytest.raises(ValueError, match=r"images \[N, H, W, C\] of known size and parameters \[G\]"):
+            layer.build([images, parameters])
+    with pytest.raises(ValueError, match=r"divisor of the number of samples, 3. Received: 2 codes"):
+        operators()([tensor(IMAGES[:3]), tensor(np.float32([0, 1]))])
+
+
+@pytest.mark.parametrize("size", [(0, 7), (3,), (2, -1)])
+def test_address_field_refuses_outputs_of_no_size(size):
+    with pytest.raises(ValueError, match=r"output_size. Expected two numbers of at least 1"):
+        layers.AddressField(output_size=size)

@@ -29,6 +29,11 @@ def test_no_samples_and_numbers_that_do_not_fit():
             RepeatCodes()([tensor(np.ones((codes, 5))), tensor(np.ones((6, 2)))])
 
 
+def test_codes_that_are_no_rows_are_refused():
+    with pytest.raises(ValueError, match=r"needs codes \[G, E\]. Received: input_shape="):
+        RepeatCodes()([tensor(np.arange(3.0)), tensor(np.ones((3, 2)))])
+
+
 def test_codes_are_not_rounded():
     codes = tensor(np.float32([[1 + 2**-20]]))
     repeated = RepeatCodes(dtype="mixed_bfloat16")([codes, tensor(np.ones((2, 1)))])

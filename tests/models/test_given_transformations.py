@@ -6,6 +6,7 @@ import pytest
 
 from tests.backend import array
 from tfinv import models
+from tfinv.errors import UsageError
 from tfinv.models.group_cnn import symmetric_kernel
 
 LABELS = np.array([4, 0, 3], np.int32)
@@ -66,6 +67,11 @@ def test_group_cnn_chooses_kernels_that_are_symmetric_on_the_map():
     assert [symmetric_kernel(4, 2, size) for size in (28, 14, 7, 17)] == [4, 4, 5, 5]
     assert [symmetric_kernel(3, 1, size) for size in (28, 7)] == [3, 3]
     assert symmetric_kernel(4, 1, 28) == 5
+
+
+def test_group_cnn_refuses_strides_that_leave_out_pixels_of_one_side():
+    with pytest.raises(UsageError, match="kernel_size"):
+        models.build("group_cnn", (28, 28, 1), 5, "quick", kernel_size=2, strides=4)
 
 
 # The spatial transformer

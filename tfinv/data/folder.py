@@ -58,7 +58,7 @@ def find_pictures(folder: Path, classes: tuple[str, ...]) -> Pictures:
         classes: Names of the sub-folders; an image's label is the place of its class.
 
     Raises:
-        UsageError: If a sub-folder is none of them, or there are no images.
+        UsageError: If a sub-folder is none of them, one has a folder in it, or there are no images.
     """
     unknown = sorted(set(find_classes(folder)) - set(classes))
     if unknown:
@@ -66,9 +66,14 @@ def find_pictures(folder: Path, classes: tuple[str, ...]) -> Pictures:
     files: list[str] = []
     counts = []
     for name in classes:
-        own = [entry.path for entry in os.scandir(folder / name)] if (folder / name).is_dir() else []
-        own = [path for path in own if not os.path.basename(path).startswith(".")]
-        files += sorted(own)
+        entries = list(os.scandir(folder / name)) if (folder / name).is_dir() else []
+        own = [entry for entry in entries if not entry.name.startswith(".")]
+        if nested := next((entry.path for entry in own if entry.is_dir()), None):
+            raise UsageError(
+                f"A folder among the images of a class: {nested}. Expected a folder for each class, or two "
+                "called train and test with these in each."
+            )
+        files += sorted(entry.path for entry in own)
         counts.append(len(own))
     if not files:
         raise UsageError(f"No images in {folder}. Expected image files in its sub-folders.")

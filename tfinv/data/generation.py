@@ -3,9 +3,11 @@
 Order and parameters are stateless functions of (seed, epoch, index), as in pipeline.py.
 """
 
+from pathlib import Path
+
 import tensorflow as tf
 
-from tfinv.config import check_batches
+from tfinv.config import check_batches, check_range
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.pipeline import (
@@ -27,7 +29,7 @@ def make_pairs(
     split: str,
     batch_size: int,
     seed: int,
-    data: str | Dataset = "mnist",
+    data: str | Path | Dataset = "mnist",
     epochs: int = 1,
     start_epoch: int = 0,
     shuffle: bool | None = None,
@@ -59,8 +61,10 @@ def make_pairs(
         UsageError: If a name is unknown, a number is out of its range, or the classes do not fit the dataset.
     """
     check_batches(batch_size, images_per_code)
+    check_range("epochs", epochs, low=0)
+    check_range("start_epoch", start_epoch, low=0)
     protocol = get_protocol(protocol)
-    dataset = load_dataset(data) if isinstance(data, str) else data
+    dataset = data if isinstance(data, Dataset) else load_dataset(data)
     part = select(protocol, dataset, split, validation_fraction, limit)
     shuffle = split == "train" if shuffle is None else shuffle
     return pairs(protocol, part, batch_size, seed, epochs, start_epoch, shuffle, split, images_per_code)

@@ -5,12 +5,13 @@ an epoch sees exactly what an uninterrupted one sees.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfinv.config import check_batches
+from tfinv.config import check_batches, check_range
 from tfinv.data.dataset import Dataset
 from tfinv.data.datasets import load_dataset
 from tfinv.data.protocol import Protocol, Range, Split, get_protocol, select
@@ -151,7 +152,7 @@ def make_dataset(
     split: str,
     batch_size: int,
     seed: int,
-    data: str | Dataset = "mnist",
+    data: str | Path | Dataset = "mnist",
     epochs: int = 1,
     start_epoch: int = 0,
     shuffle: bool | None = None,
@@ -180,8 +181,10 @@ def make_dataset(
         UsageError: If a name is unknown, a number is out of its range, or the classes do not fit the dataset.
     """
     check_batches(batch_size)
+    check_range("epochs", epochs, low=0)
+    check_range("start_epoch", start_epoch, low=0)
     protocol = get_protocol(protocol)
-    dataset = load_dataset(data) if isinstance(data, str) else data
+    dataset = data if isinstance(data, Dataset) else load_dataset(data)
     part = select(protocol, dataset, split, validation_fraction, limit)
     shuffle = split == "train" if shuffle is None else shuffle
     return batches(protocol, part, batch_size, seed, epochs, start_epoch, shuffle, split)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from tfinv.config import Task, check_range
+from tfinv.config import Task, check_choices, check_range
 from tfinv.data.dataset import Dataset
 from tfinv.data.stored import Images, take
 from tfinv.data.transforms import get_transform
@@ -50,6 +50,9 @@ class Evaluation:
     description: str
     classes: Literal["all", "restricted"]
     range: Range | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)

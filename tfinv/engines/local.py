@@ -43,7 +43,10 @@ class LocalEngine:
 
         def work(entry: Entry) -> Failure | None:
             told.put(functools.partial(watcher.begin, entry))
-            return _finish(entry, command(entry.config), environment, watcher, told, stop)
+            try:
+                return _finish(entry, command(entry.config), environment, watcher, told, stop)
+            except OSError as error:  # of its own folder or process, and no other run's
+                return Failure.of(entry, repr(error), "")
 
         def submit(entry: Entry) -> None:
             ended = pool.submit(work, entry)

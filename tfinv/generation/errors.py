@@ -102,7 +102,7 @@ def evaluate_generation(
     model: Any,
     protocol: str | Protocol,
     step: float | None = None,
-    data: str | Dataset = "mnist",
+    data: str | Path | Dataset = "mnist",
     limit: int | None = None,
     provenance: Provenance | None = None,
 ) -> pd.DataFrame:
@@ -128,7 +128,7 @@ def evaluate_generation(
     if step is not None and not step > 0:
         raise UsageError(f"Invalid value for step. Expected more than 0. Received: {step}")
     protocol = get_protocol(protocol)
-    dataset = load_dataset(data) if isinstance(data, str) else data
+    dataset = data if isinstance(data, Dataset) else load_dataset(data)
     split = select(protocol, dataset, "test", limit=limit)
     provenance = provenance or Provenance("", "", dataset.name, protocol.name, 0, "")
     renderer = Renderer(load_model(model) if isinstance(model, (str, Path)) else model, protocol)

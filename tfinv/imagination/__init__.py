@@ -9,7 +9,7 @@ from tfinv.imagination.address import learn_address_field
 from tfinv.imagination.errors import nearer_direction, relative_errors
 from tfinv.imagination.learning import FILE, LEARNED, check, check_options, learn, load_or_learn
 from tfinv.imagination.operators import assemble, learn_operators
-from tfinv.imagination.pairs import free_images, steps_of
+from tfinv.imagination.pairs import Steps, free_images, steps_of
 from tfinv.imagination.stream import ImaginedStream, render_learned
 from tfinv.imagination.unpaired import learn_address_field_unpaired, learn_operators_unpaired
 
@@ -17,6 +17,7 @@ __all__ = [
     "FILE",
     "LEARNED",
     "ImaginedStream",
+    "Steps",
     "assemble",
     "check",
     "check_options",

@@ -66,12 +66,14 @@ def start_address_field(
         image_shape: Height, width and channels.
         stiffness: Weight of the field's bends against the operators' addresses.
     """
+    transform = get_transform(protocol.transformation)
+    shape = transform.PARAMETER_SHAPE
     with tf.device("CPU:0"):  # where the input pipeline runs
         field = AddressField(
-            period=steps.range.high - steps.range.low if steps.periodic else None,
+            # Of less than a turn, too: addresses are affine in cosine and sine of an angle, not in the angle.
+            period=transform.PERIOD if shape == () else None,
             scale=max(abs(steps.range.low), abs(steps.range.high)),
         )
-        shape = get_transform(protocol.transformation).PARAMETER_SHAPE
         field.build([(None, *image_shape), (None, *shape)])
     size = image_shape[:2]
     codes, addresses, weights = [], [], []

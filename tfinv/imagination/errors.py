@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfinv.data import Protocol, Split, render, seen_in_training
 from tfinv.data.transforms import get_transform
+from tfinv.imagination.pairs import Steps
 from tfinv.imagination.stream import render_learned
 from tfinv.results import Provenance, to_frame
 
@@ -45,6 +46,7 @@ def relative_errors(
     step: float,
     limit: int | None = 500,
     provenance: Provenance | None = None,
+    steps: Steps | None = None,
 ) -> pd.DataFrame:
     """Compares imagined images with truly transformed ones, for each class and parameter.
 
@@ -58,6 +60,7 @@ def relative_errors(
             range are left out: they were not learned.
         limit: Images a class, at most.
         provenance: First columns of the rows.
+        steps: What the model learned, beyond which nothing is compared; all of the free range if not given.
 
     Returns:
         Tidy rows of the metric "relative_error": the sum of squared differences of pixels over the sum of
@@ -75,7 +78,7 @@ def relative_errors(
         if not len(part):
             continue
         upright = render(protocol, images, tf.repeat(identity, len(images), axis=0))
-        for index in np.flatnonzero(free):
+        for index in np.flatnonzero(free if steps is None else free & steps.covers(grid)):
             parameter = tf.constant(grid[index : index + 1])
             true = render(protocol, images, tf.repeat(parameter, len(images), axis=0))
             difference = render_learned(model, protocol, upright, parameter) - true

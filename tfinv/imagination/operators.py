@@ -32,7 +32,8 @@ def learn_operators(
         seed: Seed of classes, pairs and starts.
 
     Returns:
-        One layer for each component of the parameter; applied one after the other they add their steps.
+        One layer for each component of the parameter, to be applied one after the other: right where steps of
+        different components add, as those of shifts; affine maps, whose do not, take an address field.
 
     Raises:
         UsageError: If the classes or the protocol do not allow it.

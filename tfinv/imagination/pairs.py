@@ -29,18 +29,28 @@ class Steps:
     periodic: bool
     start: Range | None
 
+    def covers(self, parameters: np.ndarray) -> np.ndarray:
+        """Tells which parameters [M, *PARAMETER_SHAPE] are among the steps [M]."""
+        inside = (parameters >= self.range.low) & (parameters <= self.range.high)
+        return self.periodic | np.all(inside.reshape(len(parameters), -1), axis=-1)
+
 
 def steps_of(protocol: Protocol, config: ImaginationConfig) -> Steps:
     """Returns what is to be learned under a protocol.
 
     Raises:
         UsageError: If images of restricted classes are never seen as they are, but are to be started from, or
-            transformed images are larger than the image.
+            transformed images are larger than the image, or some parameters are never to be shown.
     """
     if protocol.margin:
         raise UsageError(
             "Imagined images are as large as the image. Expected a protocol without a margin. "
             f"Received: protocol={protocol.name}, with {protocol.margin} pixels on each side"
+        )
+    if protocol.held_out is not None:
+        raise UsageError(
+            "Imagination shows all of the free range. Expected a protocol that holds out no parameters. "
+            f"Received: protocol={protocol.name}, held_out={protocol.held_out.bounds}"
         )
     transform = get_transform(protocol.transformation)
     start = protocol.restricted if config.imagined_from == "range" else None

@@ -39,12 +39,12 @@ class FullyConnectedCapsules(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, input_shape):
-        _, children, child_dim = input_shape
-        if children is None or child_dim is None:
+        if len(input_shape) != 3 or None in input_shape[1:]:
             raise ValueError(
-                f"{type(self).__name__} needs a known number of child capsules and child pose components. "
+                f"{type(self).__name__} needs child poses [B, I, K], of known numbers I and K. "
                 f"Received: input_shape={input_shape}"
             )
+        _, children, child_dim = input_shape
         self.kernel = self.add_weight(
             shape=(children, self.num_capsules, child_dim, self.pose_dim),
             initializer=self.kernel_initializer,

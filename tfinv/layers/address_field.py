@@ -71,6 +71,11 @@ class AddressField(keras.layers.Layer):
         self.period = period
         self.scale = scale
         self.output_size = None if output_size is None else tuple(output_size)
+        if self.output_size is not None and (len(self.output_size) != 2 or min(self.output_size) < 1):
+            raise ValueError(
+                "Invalid value for argument output_size. Expected two numbers of at least 1. "
+                f"Received: output_size={output_size}"
+            )
         self.grid = None if grid is None else tuple(grid)
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 2):
             raise ValueError(

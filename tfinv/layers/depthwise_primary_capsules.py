@@ -34,12 +34,12 @@ class DepthwisePrimaryCapsules(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):
-        _, height, width, channels = input_shape
-        if None in (height, width, channels) or channels % self.pose_dim:
+        if len(input_shape) != 4 or None in input_shape[1:] or input_shape[3] % self.pose_dim:
             raise ValueError(
                 "DepthwisePrimaryCapsules needs feature maps [B, H, W, C] of a known size, C a multiple of "
                 f"pose_dim={self.pose_dim}. Received: input_shape={input_shape}"
             )
+        _, height, width, channels = input_shape
         self.kernel = self.add_weight(
             shape=(height, width, channels, 1), initializer=self.kernel_initializer, name="kernel"
         )

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from tfinv.layers._checks import check_at_least_one
+from tfinv.layers._groups import group_size
 
 Interpolation = Literal["nearest", "linear"]
 
@@ -36,6 +37,10 @@ class LinearOperators(keras.layers.Layer):
 
     Output shape:
         Images [N, H, W, C].
+
+    Raises:
+        ValueError: If an argument is out of its range, the inputs have other shapes or an unknown size, or G
+            does not divide N, where both are known.
 
     Reference:
         Potapov et al. 2018, "HyperNets and their application to learning spatial transformations"
@@ -75,10 +80,12 @@ class LinearOperators(keras.layers.Layer):
         return (self.high - self.low) / max(self.num_steps - (not self.periodic), 1)
 
     def build(self, input_shape):
-        size = input_shape[0][1:3]
-        if None in size:
+        images, parameters = input_shape
+        size = images[1:3]
+        if len(images) != 4 or len(parameters) != 1 or None in size:
             raise ValueError(
-                f"LinearOperators needs images of known size. Received: input_shape={input_shape}"
+                "LinearOperators needs images [N, H, W, C] of known size and parameters [G]. "
+                f"Received: input_shape={input_shape}"
             )
         pixels = math.prod(size)
         self.kernel = self.add_weight(
@@ -92,7 +99,8 @@ class LinearOperators(keras.layers.Layer):
         images, parameters = inputs
         _, height, width, channels = images.shape
         rows = ops.transpose(ops.cast(images, self.compute_dtype), (0, 3, 1, 2))
-        rows = ops.reshape(rows, (ops.shape(parameters)[0], -1, height * width))  # [G, N / G * C, P]
+        shared = group_size(images, parameters) * channels
+        rows = ops.reshape(rows, (ops.shape(parameters)[0], shared, height * width))  # [G, N / G * C, P]
         rows = ops.matmul(rows, self._operators(parameters))
         return ops.transpose(ops.reshape(rows, (-1, channels, height, width)), (0, 2, 3, 1))
 

@@ -18,12 +18,16 @@ class RepeatCodes(keras.layers.Layer):
         Codes [N, E], of the type that they came in.
 
     Raises:
-        ValueError: If G does not divide N, where both are known.
+        ValueError: If codes have another shape, or G does not divide N, where both are known.
     """
 
     def __init__(self, **kwargs):
         # Half precision would round the codes.
         super().__init__(**{"autocast": False, **kwargs})
+
+    def build(self, input_shape):
+        if len(input_shape[0]) != 2:
+            raise ValueError(f"RepeatCodes needs codes [G, E]. Received: input_shape={input_shape}")
 
     def call(self, inputs):
         codes, features = inputs

@@ -43,12 +43,13 @@ class Config:
             check_range("filters", value, low=1)
         for name in ("kernel_size", "strides", "dense_filters"):
             check_range(name, getattr(self, name), low=1)
+        check_range("kernel_size", self.kernel_size, low=self.strides)  # or it leaves out pixels of one side
         check_range("dropout_rate", self.dropout_rate, low=0.0, high=1.0)
         check_range("negative_slope", self.negative_slope)
 
 
 def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    """Builds the network; see tfinv.models for the contract."""
+    """Builds the network, invariant for square images; see tfinv.models for the contract."""
     images = keras.Input(input_shape, name="images")
     maps = images
     for filters in config.filters:

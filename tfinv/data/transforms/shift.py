@@ -5,6 +5,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tfinv.errors import UsageError
+
 PARAMETER_SHAPE = (2,)
 PERIOD = None
 UNIT = "pixels"
@@ -24,13 +26,18 @@ def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0, mar
         margin: Pixels by which each side is widened, at least 0.
 
     Returns:
-        Shifted images [N, H + 2 margin, W + 2 margin, C].
+        Shifted images [N, H + 2 margin, W + 2 margin, C], of their type.
+
+    Raises:
+        UsageError: If images are of integers, which would cut off the weights of fractions.
 
     Reference:
-        `tfa.image.translate` of tensorflow-addons 0.23, whose results it equals (tests/oracle). A shift is
-        one along each side, of whole rows at a time, which is three times as fast as pixel by pixel.
+        `tfa.image.translate` of tensorflow-addons 0.23, whose results it equals (tests/oracle). Rows are
+        moved whole, along one side and then the other: on a canvas a third of the time of pixel by pixel.
     """
-    shifts = tf.cast(parameters, tf.float32)
+    images, shifts = tf.convert_to_tensor(images), tf.cast(parameters, tf.float32)
+    if not images.dtype.is_floating:
+        raise UsageError(f"Expected floating point images. Received: images of {images.dtype.name}")
     columns = _moved(tf.transpose(images, (0, 2, 1, 3)), shifts[:, 0], fill_value, margin)
     return _moved(tf.transpose(columns, (0, 2, 1, 3)), shifts[:, 1], fill_value, margin)
 
@@ -38,6 +45,9 @@ def apply(images: tf.Tensor, parameters: tf.Tensor, fill_value: float = 0.0, mar
 def _moved(rows: tf.Tensor, offsets: tf.Tensor, fill_value: float, margin: int) -> tf.Tensor:
     """Moves the rows [N, L, W, C] of each image by its own offset [N], to [N, L + 2 margin, W, C]."""
     length = rows.shape[1] or tf.shape(rows)[1]
+    # Farther shifts show nothing of the image either, and numbers of rows have to stay exact.
+    farthest = tf.cast(length + margin + 1, tf.float32)
+    offsets = tf.clip_by_value(offsets, -farthest, farthest)
     places = tf.cast(tf.range(-margin, length + margin), tf.float32) - offsets[:, tf.newaxis]
     before = tf.floor(places)
     # Beyond the image all rows are as the one that is put on either side of it.
