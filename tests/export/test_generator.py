@@ -86,6 +86,11 @@ def test_endpoints_and_any_number_of_images(shifting):
         assert found.shape == (count, 52, 52, 1)
         if count == 6:
             np.testing.assert_allclose((found + 1) / 2, rendered(model, [[0.5, 0.5]]), atol=1e-5)
+    for count, groups in ((6, 0), (6, 4), (1, 2)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="as many parameters as divide the images"):
+            signatures["transform"](image=tf.constant(IMAGES[:count]), parameter=tf.zeros((groups, 2)))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="as many parameters as divide the images"):
+            signatures["generate"](image=tf.constant(IMAGES[:count]), code=tf.zeros((groups, 2)))
 
 
 @pytest.mark.slow

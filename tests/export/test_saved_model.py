@@ -14,6 +14,7 @@ from tests.conftest import ENVIRONMENT
 from tests.fused import fused_fixture  # noqa: F401
 from tests.test_training import SMALL, TINY_CAPSNET
 from tfinv import models
+from tfinv.errors import UsageError
 from tfinv.export import export_saved_model, with_implementation
 from tfinv.layers import Length, RoutingCapsules
 
@@ -196,3 +197,31 @@ def test_an_implementation_of_another_library_is_left_alone():
 
     model = keras.Sequential([keras.Input((3,)), Other()])
     assert with_implementation(model, "reference") is model
+
+
+def test_names_that_are_no_names_of_the_classes_are_refused(tmp_path):
+    for names in (NAMES[:-1], (*NAMES, "another")):
+        with pytest.raises(UsageError, match=f"a name for each of the {len(NAMES)} classes"):
+            export_saved_model(build("cnn"), tmp_path / "export", names)
+    assert not (tmp_path / "export").exists()
+
+
+@keras.saving.register_keras_serializable("here")
+class Known(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+def test_layers_that_cannot_be_made_anew_are_named(tmp_path):
+    class Mine(Known):
+        """Not registered."""
+
+    for layer in (Known(), Mine(), keras.layers.Lambda(lambda values: values / 255)):
+        images = keras.Input((4, 8))
+        poses = RoutingCapsules(3, 4, implementation="auto")(layer(images))
+        model = keras.Model(images, Length()(poses))
+        if type(layer) is Known:
+            assert with_implementation(model, "reference") is not model
+        else:
+            with pytest.raises(UsageError, match=r"registered .* and no Lambda"):
+                with_implementation(model, "reference")

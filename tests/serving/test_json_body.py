@@ -65,8 +65,10 @@ MALFORMED = {
     b'{"signature_name": 3, "instances": []}': "signature_name",
     b'{"instances": [[1, 2], [3]]}': "equal lengths",
     b'{"instances": [{"images": 1}, {"image": 1}]}': "same names",
-    b'{"instances": [["a"]]}': "shape",
-    b'{"instances": [null]}': "shape",
+    b'{"instances": [["a"]]}': "Expected numbers. Received: str",
+    b'{"instances": [null]}': "Expected numbers. Received: NoneType",
+    # NumPy would make each as long as the text.
+    b'{"instances": [[[["' + 99999 * b"a" + b'"],' + 99999 * b"[0]," + b"[0]]]]}": "numbers. Received: str",
     b'{"inputs": {"\\ud800\\n": [1]}}': "Expected images. Received",
     b'{"inputs": {"%s": [1]}}' % (b"x" * 50_000): "Expected images",
     b'{"inputs": {"images": {"b64": "AAAA"}}}': "Invalid",
@@ -76,6 +78,7 @@ MALFORMED = {
     b'{"signature_name": "transform", "instances": [1]}': "image, parameter",
     b'{"signature_name": "classify_png", "instances": ["text"]}': "b64",
     b'{"signature_name": "classify_png", "instances": [{"b64": "###"}]}': "base64",
+    b'{"signature_name": "classify_png", "instances": [{"b64": "\\u00e9"}]}': "Expected base64",
     b'{"signature_name": "classify_png", "instances": [{"b64": "AAAA"}]}': "Refused by the model",
 }
 
@@ -87,3 +90,8 @@ def test_malformed(saved, body):
         parsed = json_body.parse(body)
         servable.predict(json_body.arrays(parsed, servable), parsed.get("signature_name", ""))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_bytes_that_are_no_text_are_base64():
+    answer = json_body.response({"png": np.array([b"\x89PNG", b"text"], object)}, rows=True)
+    assert answer == {"predictions": [{"b64": base64.b64encode(b"\x89PNG").decode()}, "text"]}

@@ -166,6 +166,7 @@ def test_signatures_and_models_have_queues_of_their_own(saved):
             "invalid",
             "Expected float32. Received: <U1",
         ),
+        ("classify", {"images": images(1) * 1j}, "invalid", "Expected float32. Received: complex"),
         ("classify", {"images": images(9)}, "large", "at most 8 a request. Received: 9"),
         ("classify_png", {"encoded": np.array(["text"], object)}, "invalid", "Expected bytes"),
         ("transform", {"image": images(2), "parameter": np.zeros((3, 2))}, "invalid", "Refused by the model"),

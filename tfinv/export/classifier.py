@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfinv.errors import UsageError
 from tfinv.export.endpoint import Endpoint, at_least_one
 from tfinv.export.pictures import decode
 
@@ -25,7 +26,16 @@ def classifier_endpoints(model: keras.Model, class_names: tuple[str, ...]) -> di
     Args:
         model: From images to scores [N, classes], none below 0, or to a dict with "scores".
         class_names: Name of each class.
+
+    Raises:
+        UsageError: If there are not as many names as classes.
     """
+    scores = model.output.get("scores") if isinstance(model.output, dict) else model.output
+    classes = getattr(scores, "shape", (None,))[-1]
+    if classes is not None and len(class_names) != classes:
+        raise UsageError(
+            f"Expected a name for each of the {classes} classes. Received: {', '.join(map(str, class_names))}"
+        )
     shape = tuple(model.input_shape[1:])
     images = tf.TensorSpec((None, *shape), tf.float32, name="images")
     names = tf.constant(class_names)

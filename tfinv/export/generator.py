@@ -30,12 +30,12 @@ def generator_endpoints(model: keras.Model, protocol: Protocol) -> dict[str, End
     single = generator_endpoint(model, protocol)
 
     def transform(image, *parameter):
-        count = tf.shape(image)[0]
+        count = _shared(image, *parameter)
         outputs = single.call(at_least_one(image), *map(at_least_one, parameter))
         return {"transformed": outputs["transformed"][:count]}
 
     def generate(image, *code):
-        count = tf.shape(image)[0]
+        count = _shared(image, *code)
         return {"image": _render(model, at_least_one(image), *map(at_least_one, code))[:count]}
 
     specs = tuple(
@@ -44,6 +44,15 @@ def generator_endpoints(model: keras.Model, protocol: Protocol) -> dict[str, End
         if name in model.input
     )
     return {"transform": Endpoint(transform, single.signature), "generate": Endpoint(generate, specs)}
+
+
+def _shared(images, *codes):
+    """Returns the number of images, if each code is for as many of them as every other."""
+    count = tf.shape(images)[0]
+    for number in (tf.shape(values)[0] for values in codes):
+        fits = tf.equal(count, 0) | ((number > 0) & tf.equal(count % tf.maximum(number, 1), 0))
+        tf.debugging.Assert(fits, ["Expected as many parameters as divide the images. Received:", number])
+    return count
 
 
 def generator_endpoint(model: keras.Model, protocol: Protocol) -> Endpoint:

@@ -11,6 +11,7 @@ import tfinv.layers  # noqa: F401  registers the layers that a .keras file may c
 from tfinv.errors import UsageError, reason_of
 from tfinv.export.portable import functional
 from tfinv.ops import build_info
+from tfinv.ops._library import build_command
 
 # TensorFlow's name for the folder of files that come along with a SavedModel.
 EXTRA = "assets.extra"
@@ -96,6 +97,6 @@ def _load_library(directory: Path, found: list[str]) -> None:
             reason = f"{reason} {copy.name}: {reason_of(error)}"
     raise UsageError(
         f"{directory} contains fused ops ({', '.join(found)}), and there is no library for them: "
-        f"{' '.join(reason.split())} Compile it where g++ is installed: python custom_ops/build.py "
-        "tensorflow. Or export the model again without --fused."
+        f"{' '.join(reason.split())} Compile it where g++ is installed: {build_command('tensorflow')}. "
+        "Or export the model again without --fused."
     )

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from tfinv.errors import UsageError, reason_of
+
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 
@@ -17,6 +19,9 @@ def portable(model: keras.Model, implementation: str = "reference") -> keras.Mod
 
     Returns:
         A copy, or `model` itself if nothing is to be changed.
+
+    Raises:
+        UsageError: If something is to be changed, and the network has layers that cannot be made anew.
     """
 
     def change(values, of_tfinv):
@@ -55,7 +60,13 @@ def _copied(model: keras.Model, change: Callable) -> keras.Model:
     changed = _changed(config, change)
     if changed == config:
         return model
-    copy = model.__class__.from_config(changed)
+    try:
+        copy = model.__class__.from_config(changed)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "Of this network no copy can be made that computes the same elsewhere. Expected layers that are "
+            f"registered (keras.saving.register_keras_serializable) and no Lambda. {reason_of(error)}"
+        ) from error
     copy.set_weights(model.get_weights())
     return copy
 

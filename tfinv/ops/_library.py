@@ -154,10 +154,10 @@ def is_required() -> bool:
     return _is_set("TFINV_REQUIRE_FUSED")
 
 
-def build_command() -> str:
-    """Returns the command line that compiles the library and shows why it cannot; empty without sources."""
+def build_command(binding: str | None = None) -> str:
+    """Returns the command line that compiles a library and shows why it cannot; empty without sources."""
     try:
-        return shlex.join([sys.executable, str(build_module().__file__), keras.backend.backend()])
+        return shlex.join([sys.executable, str(build_module().__file__), binding or keras.backend.backend()])
     except LibraryError:
         return ""
 

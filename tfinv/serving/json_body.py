@@ -5,7 +5,6 @@ Reference:
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -67,6 +66,7 @@ def _is_named(value: Any, specs: Mapping[str, tf.TensorSpec]) -> bool:
 def _array(name: str, values: Any, spec: tf.TensorSpec | None) -> np.ndarray:
     if spec is not None and spec.dtype == tf.string:
         return np.array(_decoded(name, values), dtype=object)
+    _check_numbers(name, values)
     try:
         array = np.asarray(values)
     except ValueError:
@@ -76,13 +76,25 @@ def _array(name: str, values: Any, spec: tf.TensorSpec | None) -> np.ndarray:
     return array
 
 
+def _check_numbers(name: str, values: Any) -> None:
+    """Raises RequestError unless values are numbers in lists; NumPy makes texts as long as the longest."""
+    kinds = set(map(type, values)) if isinstance(values, list) else {type(values)}
+    if kinds <= {int, float, bool}:
+        return
+    if kinds - {int, float, bool, list}:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds - {int, float, bool, list}))
+        raise RequestError(f"Invalid value for {name}. Expected numbers. Received: {found}")
+    for value in values:
+        _check_numbers(name, value)
+
+
 def _decoded(name: str, values: Any) -> Any:
     if isinstance(values, list):
         return [_decoded(name, value) for value in values]
     if isinstance(values, dict) and set(values) == {"b64"} and isinstance(values["b64"], str):
         try:
             return base64.b64decode(values["b64"], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # also of letters that are none of ASCII
             raise RequestError(f"Invalid value for {name}. Expected base64: {error}") from None
     raise RequestError(f'Invalid value for {name}. Expected {{"b64": text}} for bytes.')
 
@@ -108,4 +120,11 @@ def response(outputs: Mapping[str, np.ndarray], rows: bool) -> dict[str, Any]:
 def _listed(values: np.ndarray) -> Any:
     if values.dtype != object:
         return values.tolist()
-    return [_listed(item) if isinstance(item, np.ndarray) else item.decode() for item in values]
+    return [_listed(item) if isinstance(item, np.ndarray) else _text(item) for item in values]
+
+
+def _text(value: bytes) -> Any:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:  # an image, say
+        return {"b64": base64.b64encode(value).decode()}

@@ -107,7 +107,11 @@ def _read(servable: Servable, body: bytes) -> tuple[dict[str, np.ndarray], str, 
 
 
 def _write(outputs: dict[str, np.ndarray], rows: bool) -> bytes:
-    return json.dumps(json_body.response(outputs, rows)).encode()
+    answer = json_body.response(outputs, rows)
+    try:
+        return json.dumps(answer, allow_nan=False).encode()
+    except ValueError:  # which JSON has no words for
+        raise RequestError("The outputs for these inputs are not finite.") from None
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -83,5 +83,5 @@ class _Predictor(prediction_service_pb2_grpc.PredictionServiceServicer):
             raise RequestError(f"Unknown input {name}.")
         try:
             return tf.make_ndarray(value)
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:  # KeyError: of a type that NumPy lacks
             raise RequestError(f"Invalid value for {name}: {str(error)[:200]}") from None

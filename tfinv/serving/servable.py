@@ -188,8 +188,8 @@ class _Signature:
             if value.size and not all(isinstance(item, bytes) for item in value.ravel()):
                 raise RequestError(f"Invalid value for {name}. Expected bytes. Received: {value.dtype}")
             return value
-        kind = np.bool_ if spec.dtype == tf.bool else np.number
-        if not (np.issubdtype(value.dtype, kind) or value.size == 0):
+        kinds = (np.bool_,) if spec.dtype == tf.bool else (np.integer, np.floating)
+        if not (any(np.issubdtype(value.dtype, kind) for kind in kinds) or value.size == 0):
             raise RequestError(
                 f"Invalid value for {name}. Expected {spec.dtype.name}. Received: {value.dtype}"
             )
